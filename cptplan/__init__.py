@@ -1,0 +1,3 @@
+"""cptplan: plan a continual pre-training run before paying for it."""
+
+__version__ = "0.1.0"

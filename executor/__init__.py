@@ -1,0 +1,1 @@
+"""The trainer that cptplan starts as a process: corpora, one training loop, exact resume."""
