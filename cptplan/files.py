@@ -60,8 +60,13 @@ def read_json(path: Path) -> Any:
 def storage_error(error: OSError, path: Path) -> StorageError | RunFailedError:
     """The user's words for a failed write: a full disk (exit 5) or a place that cannot be written (exit 2)."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunFailedError(f"disk must have room; got {error.strerror} writing {path}.", hint="free space, then run the same command again")
-    return StorageError(f"path must be writable; got {error.strerror or error} for {path}.", hint="choose another --out")
+        return RunFailedError(
+            f"disk must have room; got {error.strerror} writing {path}.",
+            hint="free space, then run the same command again",
+        )
+    return StorageError(
+        f"path must be writable; got {error.strerror or error} for {path}.", hint="choose another --out"
+    )
 
 
 def canonical_json(value: Any) -> str:
@@ -83,9 +88,18 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_progress(path: Path, *, done: int, total: int, unit: str, message: str = "", extra: Mapping[str, Any] | None = None) -> None:
+def write_progress(
+    path: Path, *, done: int, total: int, unit: str, message: str = "", extra: Mapping[str, Any] | None = None
+) -> None:
     """Say how far a process is, for the one that waits for it. Lost on a crash without harm."""
-    record = {"done": done, "total": total, "unit": unit, "message": message, "pid": os.getpid(), "time": time.time()}
+    record = {
+        "done": done,
+        "total": total,
+        "unit": unit,
+        "message": message,
+        "pid": os.getpid(),
+        "time": time.time(),
+    }
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps({**record, **(extra or {})}), encoding="utf-8")
     temporary.replace(path)

@@ -1,0 +1,168 @@
+"""RunSpec: all that one training run needs, hashed and immutable. The planner writes it, the executor obeys it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from cptplan.contract import Contract, parse_as
+from cptplan.errors import ConfigError, MixtureError
+from cptplan.files import read_json, write_json
+from cptplan.mixture import Mixture
+from cptplan.schedule import Schedule, load_tables
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class Source(Contract):
+    """One stream of training tokens: a directory with train.bin and train.json (see executor.corpus)."""
+
+    name: str
+    role: Literal["general", "domain"]
+    path: str
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Share among the sources of the same role."""
+
+
+class ValidationSet(Contract):
+    """Held-out tokens whose loss is logged as loss_<name>: always the same first windows of the shard."""
+
+    name: str
+    path: str
+    num_tokens: Positive
+
+
+class ModelSource(Contract):
+    """Where the weights come from: a directory or hub id, or a configuration to start from scratch."""
+
+    path: str | None = None
+    config: dict[str, Any] | None = None
+    """transformers configuration with model_type; weights are drawn from the run's seed."""
+    tokenizer: str | None = None
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.path is None) == (self.config is None):
+            raise ConfigError("model must have either path or config; got neither or both.", hint="give model.path")
+        return self
+
+
+class Optimizer(Contract):
+    """AdamW settings; defaults are those of arXiv:2505.07796, appendix B."""
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class RunSpec(Contract):
+    """One run: data, model, schedule, mixture, batch, evaluation, seed."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    phase: Literal["pretrain", "cpt"]
+    model: ModelSource
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    validation: Annotated[tuple[ValidationSet, ...], Field(min_length=1)]
+    schedule: Schedule
+    mixture: Mixture
+    seq_len: Positive
+    batch_tokens: Positive
+    micro_batch_tokens: Positive | None = None
+    """Tokens of one forward pass on one device; None means as much as batch_tokens / processes."""
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    seed: NonNegative = 0
+    eval_steps: tuple[NonNegative, ...] | None = None
+    """Steps after which validation runs; None takes default_eval_steps. 0 and the last step are always evaluated."""
+    checkpoint_every: Positive = 200
+    keep_steps: tuple[Positive, ...] = ()
+    """Steps whose weights are exported as a model directory, besides the last one."""
+    parent: str | None = None
+    parent_step: Positive | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.batch_tokens % self.seq_len:
+            raise ConfigError(
+                f"batch_tokens must be a multiple of seq_len; got {self.batch_tokens} and {self.seq_len}.",
+                hint=f"{self.seq_len * max(self.batch_tokens // self.seq_len, 1)} is the nearest below",
+            )
+        roles = {source.role for source in self.sources}
+        ratios = self.replay_ratios()
+        if "general" not in roles and ratios.max() > 0:
+            raise MixtureError(
+                "replay_ratio must be 0 without a general source; got more.", hint="add a general source"
+            )
+        if "domain" not in roles and ratios.min() < 1:
+            raise MixtureError("replay_ratio must be 1 without a domain source; got less.", hint="add a domain source")
+        if len({s.name for s in self.sources}) < len(self.sources):
+            raise ConfigError("sources must have different names; got a repeat.", hint="rename one")
+        if sum(s.role == "general" for s in self.sources) > 1:
+            raise ConfigError("sources must hold at most one of role general; got more.", hint="pack them into one")
+        beyond = [step for step in (*self.keep_steps, *(self.eval_steps or ())) if step > self.total_steps]
+        if beyond:
+            raise ConfigError(
+                f"keep_steps and eval_steps must lie within the run; got {beyond[0]} of {self.total_steps}.",
+                hint="lengthen the run or drop the step",
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the run."""
+        return int(self.schedule.total_steps)
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of seq_len tokens in one optimiser step, over all processes."""
+        return self.batch_tokens // self.seq_len
+
+    @property
+    def total_tokens(self) -> int:
+        """Training tokens of the run."""
+        return self.total_steps * self.batch_tokens
+
+    def lr(self) -> NDArray[np.float64]:
+        """Learning rate of every optimiser step, shape (total_steps,)."""
+        return np.asarray(self.schedule.lr(), dtype=np.float64)
+
+    def replay_ratios(self) -> NDArray[np.float64]:
+        """General share of the tokens of every step, shape (total_steps,)."""
+        return np.asarray(self.mixture.replay_ratios(self.total_steps), dtype=np.float64)
+
+    def steps_to_evaluate(self) -> tuple[int, ...]:
+        """Steps after which validation runs, rising, 0 and the last included."""
+        chosen = self.eval_steps if self.eval_steps is not None else default_eval_steps(self.total_steps)
+        return tuple(sorted({0, self.total_steps, *chosen}))
+
+
+def default_eval_steps(total_steps: int, points: int = 24) -> tuple[int, ...]:
+    """Steps to evaluate after, dense early because the shift is steepest first: quadratic spacing, no repeats."""
+    grid = np.linspace(0.0, 1.0, points) ** 2 * total_steps
+    return tuple(int(step) for step in np.unique(np.round(grid).astype(np.int64)))
+
+
+def read_run_spec(path: Path) -> RunSpec:
+    """A run spec from its JSON file.
+
+    Raises:    ConfigError (or its schedule and mixture kinds) naming the rule, the value, the field and the file.
+    """
+    spec: RunSpec = parse_as(RunSpec, read_json(path), str(path))
+    return spec.model_copy(update={"schedule": load_tables(spec.schedule, str(path), path.parent)})
+
+
+def write_run_spec(path: Path, spec: RunSpec) -> None:
+    """Write the spec for the executor."""
+    write_json(path, spec.to_json())
