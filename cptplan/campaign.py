@@ -1,0 +1,146 @@
+"""Run many training runs as separate processes, a few at a time; safe to stop and to start again.
+
+The planner writes runs/<name>/spec.json and starts the executor; a run with result.json is never run again, an
+incomplete one resumes. A run whose planner was killed goes on, and holds its directory's lock: starting it again waits
+for it instead of repeating it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cptplan.errors import RunFailedError, StorageError
+from cptplan.files import read_json
+from cptplan.run_spec import RunSpec, read_run_spec, write_run_spec
+
+POLL_SECONDS = 0.25
+STOP_SECONDS = 20.0  # assumed: what a run may take to write its checkpoint after Ctrl-C
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStatus:
+    """How far one run is."""
+
+    name: str
+    done: int
+    total: int
+    state: str
+    """waiting, running or complete."""
+
+
+Report = Callable[[Sequence[RunStatus]], None]
+
+
+def is_complete(run_dir: Path, spec: RunSpec) -> bool:
+    """Whether the directory holds the finished result of this very spec.
+
+    Raises:    StorageError if it belongs to another spec.
+    """
+    spec_path = run_dir / "spec.json"
+    if spec_path.exists() and read_run_spec(spec_path).hash != spec.hash:
+        raise StorageError(
+            f"run directory must belong to one spec; got another one in {spec_path}.",
+            hint="choose another --out, or remove the directory if the old run is not wanted",
+        )
+    return (run_dir / "result.json").exists()
+
+
+def executor_command(run_dir: Path, processes: int) -> list[str]:
+    """The command that trains one run on this machine: torchrun, one process for each device."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, "-m", "executor.train", "--run-dir", str(run_dir)]
+
+
+def run_all(
+    specs: Sequence[RunSpec],
+    runs_dir: Path,
+    *,
+    parallel: int = 1,
+    processes: int = 1,
+    threads: int | None = None,
+    report: Report = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Train every spec that is not complete yet, in order, `parallel` at a time.
+
+    Args:      runs_dir: holds one directory for each run. processes: devices of each run. threads: CPU threads of each
+               process. report: told the state of all runs a few times a second.
+    Returns:   result.json of every run, in the order of specs.
+    Raises:    RunFailedError naming the run, its exit code and its last words; the other runs are stopped and resume
+               next time. KeyboardInterrupt is passed on after the runs have written their checkpoints.
+    """
+    waiting = [spec for spec in specs if not is_complete(runs_dir / spec.name, spec)]
+    live: dict[str, subprocess.Popen[bytes]] = {}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads or max((os.cpu_count() or 1) // parallel, 1))}
+    try:
+        while waiting or live:
+            while waiting and len(live) < parallel:
+                spec = waiting.pop(0)
+                live[spec.name] = _start(spec, runs_dir / spec.name, processes, environment)
+            time.sleep(POLL_SECONDS)
+            for name in [name for name, process in live.items() if process.poll() is not None]:
+                _check_ended(live.pop(name).returncode, runs_dir / name)
+            report([_status(spec, runs_dir / spec.name, spec.name in live) for spec in specs])
+    finally:
+        _stop(live)
+    return [read_json(runs_dir / spec.name / "result.json") for spec in specs]
+
+
+def _start(spec: RunSpec, run_dir: Path, processes: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    if not (run_dir / "spec.json").exists():
+        write_run_spec(run_dir / "spec.json", spec)
+    log = (run_dir / "log.txt").open("ab")
+    with log:
+        return subprocess.Popen(
+            executor_command(run_dir.resolve(), processes),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the planner alone, which stops the runs in order
+        )
+
+
+def _check_ended(returncode: int, run_dir: Path) -> None:
+    if returncode == 0 and (run_dir / "result.json").exists():
+        return
+    lines = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    words = said[-1] if said else next((line for line in reversed(lines) if line.strip()), "nothing")
+    raise RunFailedError(
+        f"run {run_dir.name} must end with a result; got exit code {returncode}: {words.strip()}",
+        hint=f"see {run_dir / 'log.txt'}; the same command resumes it",
+    )
+
+
+def _status(spec: RunSpec, run_dir: Path, running: bool) -> RunStatus:
+    total = spec.total_steps
+    if (run_dir / "result.json").exists():
+        return RunStatus(name=spec.name, done=total, total=total, state="complete")
+    done = 0
+    try:
+        done = int(json.loads((run_dir / "progress.json").read_text(encoding="utf-8"))["done"])
+    except (OSError, ValueError, KeyError):
+        pass  # not there yet, or being replaced
+    return RunStatus(name=spec.name, done=done, total=total, state="running" if running else "waiting")
+
+
+def _stop(live: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Ask the runs to checkpoint and end; those that do not are killed, and lose nothing but time."""
+    for process in live.values():
+        process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in live.values():
+        try:
+            process.wait(max(deadline - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,247 @@
+"""cptplan.yaml: the user's project. Read strictly (YAML 1.2, so 1e-5 is a number), unknown keys refused."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from cptplan.contract import Contract
+from cptplan.errors import ConfigError, suggest
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Start(Contract):
+    """A checkpoint that CPT may begin from."""
+
+    name: str
+    path: str
+    """Model directory (config.json, safetensors, tokenizer) or hub id."""
+    parent: str | None = None
+    """Pre-training run in model.pretrain_curves that it comes from, when known."""
+    parent_step: Positive | None = None
+    loss_potential: Share | None = None
+
+
+class Model(Contract):
+    """The base model and what is known of its pre-training."""
+
+    starts: Annotated[tuple[Start, ...], Field(min_length=1)]
+    pretrain_peak_lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate of pre-training: the unit of the pilots' rates and of the rule of thumb."""
+    pretrain_curves: str | None = None
+    """Curve directory of the pre-training runs, when there is one."""
+    trust_remote_code: bool = False
+
+
+class Corpus(Contract):
+    """One corpus: files, or one of the two embedded ones."""
+
+    name: str
+    path: str
+    """File or directory of .jsonl, .jsonl.zst, .txt or .parquet; or embedded:general, embedded:domain."""
+    text_column: str = "text"
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Share among the domains."""
+    max_bytes: Positive | None = None
+
+
+class Data(Contract):
+    """General and domain text, and how it is cut."""
+
+    general: Corpus
+    domains: Annotated[tuple[Corpus, ...], Field(min_length=1)]
+    tokenizer: str | None = None
+    """Directory or hub id; the first start's own when absent."""
+    train_tokenizer: Positive | None = None
+    """Vocabulary size of a new tokenizer, when there is no base model yet (the demo)."""
+    seq_len: Positive = 4096
+    validation_tokens: Positive = 200_000
+    """Tokens of each validation set that an evaluation reads."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [self.general.name, *(domain.name for domain in self.domains)]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"corpora must have different names; got {', '.join(names)}.", hint="rename one")
+        return self
+
+
+class Goal(Contract):
+    """What a good run is."""
+
+    weights: dict[str, float] = Field(default_factory=lambda: {"general": 0.4, "domain": 0.6})
+    max_general_increase: Annotated[float, Field(ge=0)] | None = None
+    """Largest relative rise of general loss over the base model, such as 0.03."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.9
+
+
+class Budget(Contract):
+    """What the final run may cost."""
+
+    tokens: Positive
+    hardware: str = "h100-sxm"
+    num_devices: Positive = 8
+
+
+class Pilot(Contract):
+    """The short runs that the law is fitted to."""
+
+    total_steps: Positive
+    batch_tokens: Positive
+    num_runs: Annotated[int, Field(ge=6)] = 8
+    peak_lr_range: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """Default: a thirtieth of pretrain_peak_lr up to pretrain_peak_lr."""
+    replay_range: tuple[Share, Share] = (0.0, 0.6)
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    parallel: Positive = 1
+    """Runs at the same time on this machine."""
+    processes: Positive = 1
+    """Processes (devices) of each run."""
+    threads: Positive | None = None
+    """CPU threads of each process."""
+    eval_points: Positive = 24
+    micro_batch_tokens: Positive | None = None
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_steps >= self.total_steps:
+            raise ConfigError(
+                f"pilot.total_steps must be greater than pilot.warmup_steps; got {self.total_steps} and "
+                f"{self.warmup_steps}.",
+                hint="lengthen the pilots",
+            )
+        low, high = self.replay_range
+        if low > high or (self.peak_lr_range and self.peak_lr_range[0] > self.peak_lr_range[1]):
+            raise ConfigError("pilot ranges must rise; got a low end above the high end.", hint="swap the two numbers")
+        return self
+
+
+class Project(Contract):
+    """The whole of cptplan.yaml."""
+
+    schema_version: Literal[1] = 1
+    name: str = "campaign"
+    model: Model
+    data: Data
+    goal: Goal = Goal()
+    budget: Budget
+    pilot: Pilot
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def peak_lr_range(self) -> tuple[float, float]:
+        """Peak learning rates that the pilots span, low and high."""
+        peak = self.model.pretrain_peak_lr
+        return self.pilot.peak_lr_range or (peak / 30.0, peak)
+
+
+def read_project(path: Path, overrides: Sequence[str] = ()) -> Project:
+    """The project of a YAML file, with command-line overrides such as pilot.num_runs=10.
+
+    Raises:    ConfigError with the rule, the value, the key and the file; unknown keys with a suggestion.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"project file must be readable; got {error} for {path}.", hint="cptplan init writes one"
+        ) from error
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        raise ConfigError(f"project file must hold keys and values; got {type(value).__name__} in {path}.",
+                          hint="cptplan init writes a commented example")
+    for override in overrides:
+        _override(value, override)
+    project = Project.parse(value, str(path))
+    check_weights(project.goal.weights, [d.name for d in project.data.domains], str(path))
+    return project
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Decoded YAML 1.2: 1e-5 is a number (in YAML 1.1 it is a string), off is a word."""
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"file must be YAML; got {line[:160]} in {where}.", hint="check the indentation") from error
+    return _plain_numbers(value)
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Numbers such as 1e-5, which the YAML core schema reads as text for want of a dot, as numbers."""
+    if isinstance(value, dict):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
+def _override(value: dict[str, Any], text: str) -> None:
+    """Set one dotted key from key=value; the value is read as YAML."""
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set must be key=value; got {text!r}.", hint="for example --set pilot.num_runs=10")
+    *parents, last = key.split(".")
+    place = value
+    for part in parents:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set must name a key of a section; got {key!r}.", hint="lists are set in the file")
+    place[last] = parse_yaml(raw, f"--set {key}")
+
+
+def parse_weights(text: str, domains: Sequence[str]) -> dict[str, float]:
+    """Weights from general=0.4 or general=0.4,domain=0.6; what is not named shares the rest of 1 equally.
+
+    Raises:    ConfigError for a name that is no set, a weight that is no number, negative, or all zero.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, raw = part.strip().partition("=")
+        try:
+            weights[name] = float(raw)
+        except ValueError:
+            raise ConfigError(f"--weights must be name=number pairs; got {part.strip()!r}.", hint="general=0.4") from None
+        if not equals:
+            raise ConfigError(f"--weights must be name=number pairs; got {part.strip()!r}.", hint="general=0.4")
+    check_weights(weights, domains, "--weights")
+    unnamed = [name for name in ("general", *domains) if name not in weights]
+    rest = 1.0 - sum(weights.values())
+    if unnamed and rest > 0:
+        weights.update({name: rest / len(unnamed) for name in unnamed})
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def check_weights(weights: Mapping[str, float], domains: Sequence[str], where: str) -> None:
+    """Raise ConfigError unless the weights name known sets, are not negative and not all zero."""
+    known = ["general", *domains]
+    for name, weight in weights.items():
+        if name not in known:
+            raise ConfigError(f"weights must name a validation set; got {name!r} in {where}.",
+                              hint=suggest(name, known) or f"known: {', '.join(known)}")
+        if not 0.0 <= weight < float("inf"):
+            raise ConfigError(f"weights must be >= 0; got {name}={weight:g} in {where}.", hint="general=0.4,domain=0.6")
+    if sum(weights.values()) <= 0.0:
+        raise ConfigError(f"weights must not all be zero; got {dict(weights)} in {where}.", hint="general=0.4")
+
+
+def project_text(project: Project) -> str:
+    """The project as YAML text."""
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.dump(project.to_json(), stream)
+    return stream.getvalue()

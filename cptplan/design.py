@@ -1,0 +1,143 @@
+"""Which pilots to run first: a small set that separates rate, replay, schedule and start checkpoint.
+
+The law needs (see arXiv:2505.07796, section 7, and the identifiability notes in reports/decisions): a constant-rate run
+without replay (the shift alone), a decayed run (the annealing), several peak rates, and replay ratios of which one is
+small, because forgetting falls steepest between 0 and 5 % replay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scipy.stats import qmc
+
+from cptplan.config import Project, Start
+from cptplan.mixture import ConstantMixture
+from cptplan.run_spec import ModelSource, RunSpec, Source, ValidationSet, default_eval_steps
+from cptplan.schedule import ConstantSchedule, WsdSchedule
+
+SMALL_REPLAY = 0.05  # of the replay range: 3 % when it is 0 to 60 %
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PilotCell:
+    """One designed pilot, in the user's units."""
+
+    peak_lr: float
+    replay_ratio: float
+    decay_share: float
+    start: Start
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """rate: 0..1 on the log scale of the range; replay: 0..1 of the range; start: 0 first, 1 last of the starts."""
+
+    rate: float
+    replay: float
+    decay_share: float
+    start: int
+    purpose: str
+
+
+_CELLS = (
+    _Cell(1.0, 0.0, 0.0, 0, "the shift alone at the highest rate"),
+    _Cell(0.5, 0.5, 0.5, 1, "annealing with replay from the last start"),
+    _Cell(1.0, SMALL_REPLAY, 0.5, 1, "little replay, decayed"),
+    _Cell(0.5, SMALL_REPLAY, 0.0, 0, "little replay at a middle rate"),
+    _Cell(0.0, 0.25, 0.0, 1, "the lowest rate"),
+    _Cell(0.75, 1.0, 0.5, 0, "the most replay, decayed"),
+    _Cell(0.25, 0.0, 0.5, 0, "a low rate without replay, decayed"),
+    _Cell(0.8, 0.5, 0.0, 1, "half the replay range at a high rate"),
+)
+
+
+def design_pilots(project: Project) -> tuple[PilotCell, ...]:
+    """The first pilots of a campaign: the fixed cells, then a Sobol set over rate and replay when more are asked for.
+
+    Args:      project: ranges and number of pilots. Returns: num_runs cells, the same for the same project.
+    """
+    extra = project.pilot.num_runs - len(_CELLS)
+    cells = list(_CELLS[: project.pilot.num_runs])
+    if extra > 0:
+        for number, (rate, replay) in enumerate(qmc.Sobol(2, seed=project.seed).random(1 << extra.bit_length())[:extra]):
+            cells.append(_Cell(float(rate), float(replay) ** 2, 0.5 * (number % 2), number // 2 % 2, "fills the space between"))
+    return tuple(_to_units(cell, project) for cell in cells)
+
+
+def _to_units(cell: _Cell, project: Project) -> PilotCell:
+    low, high = project.peak_lr_range
+    least, most = project.pilot.replay_range
+    starts = project.model.starts
+    return PilotCell(
+        peak_lr=float(f"{low * (high / low) ** cell.rate:.3g}"),
+        replay_ratio=round(least + (most - least) * cell.replay, 4),
+        decay_share=cell.decay_share,
+        start=starts[-1] if cell.start else starts[0],
+        purpose=cell.purpose,
+    )
+
+
+def run_schedule(*, peak_lr: float, total_steps: int, warmup_steps: int, decay_share: float) -> ConstantSchedule | WsdSchedule:
+    """Constant rate, or WSD whose last decay_share of the steps falls linearly to 0."""
+    decay_steps = min(round(decay_share * total_steps), total_steps - warmup_steps)
+    if decay_steps == 0:
+        return ConstantSchedule(kind="constant", peak_lr=peak_lr, total_steps=total_steps, warmup_steps=warmup_steps)
+    return WsdSchedule(
+        kind="wsd", peak_lr=peak_lr, total_steps=total_steps, warmup_steps=warmup_steps, decay_steps=decay_steps
+    )
+
+
+def run_spec(
+    project: Project, data_dir: str, *, name: str, start: Start, schedule: ConstantSchedule | WsdSchedule, replay_ratio: float
+) -> RunSpec:
+    """The spec of one CPT run of a project, pilot or final: only start, schedule, replay and length differ between them.
+
+    Args:      data_dir: directory of the packed shards.
+    """
+    data, pilot = project.data, project.pilot
+    corpora = [("general", data.general), *(("domain", domain) for domain in data.domains)]
+    return RunSpec(
+        name=name,
+        phase="cpt",
+        model=ModelSource(path=start.path, trust_remote_code=project.model.trust_remote_code),
+        sources=tuple(
+            Source.model_validate({"name": c.name, "role": role, "path": f"{data_dir}/{c.name}", "weight": c.weight})
+            for role, c in corpora
+        ),
+        validation=tuple(
+            ValidationSet(name=c.name, path=f"{data_dir}/{c.name}", num_tokens=data.validation_tokens) for _, c in corpora
+        ),
+        schedule=schedule,
+        mixture=ConstantMixture(replay_ratio=replay_ratio),
+        seq_len=data.seq_len,
+        batch_tokens=pilot.batch_tokens,
+        micro_batch_tokens=pilot.micro_batch_tokens,
+        precision=pilot.precision,
+        seed=project.seed,
+        eval_steps=default_eval_steps(schedule.total_steps, pilot.eval_points),
+        parent=start.parent,
+        parent_step=start.parent_step,
+    )
+
+
+def pilot_specs(project: Project, data_dir: str) -> tuple[RunSpec, ...]:
+    """The run specs of the designed pilots, named pilot-01, pilot-02, ..."""
+    pilot = project.pilot
+    return tuple(
+        run_spec(
+            project,
+            data_dir,
+            name=f"pilot-{number:02d}",
+            start=cell.start,
+            schedule=run_schedule(
+                peak_lr=cell.peak_lr,
+                total_steps=pilot.total_steps,
+                warmup_steps=pilot.warmup_steps,
+                decay_share=cell.decay_share,
+            ),
+            replay_ratio=cell.replay_ratio,
+        )
+        for number, cell in enumerate(design_pilots(project), start=1)
+    )

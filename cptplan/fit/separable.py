@@ -1,0 +1,142 @@
+"""Fit a law whose parameters are mostly linear: variable projection, sign constraints, robust weights, many starts.
+
+For given nonlinear parameters the coefficients are a non-negative least-squares problem, solved exactly; only the few
+nonlinear ones are searched (Golub & Pereyra 1973). Residuals are relative, (predicted - observed) / observed, which is
+the log residual to second order. Outliers are weighed down by Huber's rule in reweighting rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares, nnls
+from scipy.stats import qmc
+
+from cptplan.laws.history import Observations, RunHistory
+from cptplan.laws.protocol import Law
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+NUM_STARTS = 12
+REWEIGHTING_ROUNDS = 3
+HUBER_DELTA = 1e-3  # published: Huber delta on log residuals, arXiv:2203.15556 and the laws after it; the floor here
+POINTS_PER_CURVE = 8.0  # assumed: independent points that one curve is worth, however often it was logged
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Solution:
+    """Parameters of one law for one validation set."""
+
+    values: FloatArray
+    """Nonlinear parameters, shape (parameters,)."""
+    coefficients: FloatArray
+    """Linear parameters, shape (terms,)."""
+    scale: float
+    """Robust standard deviation of the relative residuals."""
+    objective: float
+    """Half the sum of squared weighted residuals and prior residuals, dimensionless."""
+    converged: bool
+
+
+def predict(law: Law, solution: Solution, history: RunHistory, steps: IntArray) -> FloatArray:
+    """Loss of a run after each of the steps, nats per token, shape (points,)."""
+    return law.columns(solution.values, history, steps) @ solution.coefficients
+
+
+def solve(
+    law: Law,
+    data: Sequence[Observations],
+    *,
+    curve_weights: FloatArray | None = None,
+    start: Solution | None = None,
+    num_starts: int = NUM_STARTS,
+    seed: int = 0,
+) -> Solution:
+    """The best parameters of a law for the points of one validation set.
+
+    Args:      data: points of each curve. curve_weights: relative weight of each curve, shape (curves,); equal when None.
+               start: a solution to begin (only) from, with its scale kept: for draws. num_starts: starts of the search,
+               the prior's centre and a Sobol set around it. seed: of the Sobol set.
+    Returns:   the solution with the smallest objective; converged False when no start met the solver's tolerance.
+    """
+    problem = _Problem(law, data, curve_weights)
+    if start is not None:
+        return problem.search(start.values, start.scale, fixed_scale=True)
+    rough = [problem.search(values, 0.01, rounds=1) for values in _starts(law, num_starts, seed)]
+    best = sorted(rough, key=lambda s: s.objective)[:3]
+    polished = [problem.search(s.values, s.scale) for s in best]
+    return min(polished, key=lambda s: s.objective)
+
+
+def _starts(law: Law, number: int, seed: int) -> list[FloatArray]:
+    """The prior's centre and points spread over two prior widths around it, shape (parameters,) each."""
+    centre = np.array([p.to_z(p.start) for p in law.parameters])
+    width = np.array([p.prior_sd for p in law.parameters])
+    unit = qmc.Sobol(len(law.parameters), seed=seed).random(max(1 << (number - 1).bit_length(), 2))[: number - 1]
+    points = [centre, *(centre + 2.0 * width * (2.0 * unit - 1.0))]
+    return [np.array([p.to_value(float(v)) for p, v in zip(law.parameters, z, strict=True)]) for z in points]
+
+
+class _Problem:
+    """One law, one set of points, one weighting."""
+
+    def __init__(self, law: Law, data: Sequence[Observations], curve_weights: FloatArray | None) -> None:
+        self.law, self.data = law, data
+        self.observed = np.concatenate([d.loss for d in data])
+        weights = np.ones(len(data)) if curve_weights is None else curve_weights
+        self.weight = np.concatenate(
+            [np.full(len(d.loss), np.sqrt(w * POINTS_PER_CURVE / len(d.loss))) for d, w in zip(data, weights, strict=True)]
+        )
+        self.signs = np.array([term.sign for term in law.terms], dtype=np.float64)
+        self.lower = np.array([p.to_z(max(p.low, 1e-12) if p.log_scale else p.low) for p in law.parameters])
+        self.upper = np.array([p.to_z(p.high) for p in law.parameters])
+        self.centre = np.array([p.to_z(p.start) for p in law.parameters])
+        self.width = np.array([p.prior_sd for p in law.parameters])
+
+    def matrix(self, z: FloatArray) -> FloatArray:
+        """Columns divided by the observed loss, shape (points, terms)."""
+        values = self.values(z)
+        rows = np.concatenate([self.law.columns(values, d.history, d.steps) for d in self.data])
+        return rows / self.observed[:, None]
+
+    def values(self, z: FloatArray) -> FloatArray:
+        return np.array([p.to_value(float(v)) for p, v in zip(self.law.parameters, z, strict=True)])
+
+    def coefficients(self, matrix: FloatArray, weight: FloatArray) -> FloatArray:
+        """Constrained least squares for the linear parameters, shape (terms,)."""
+        signed = matrix * np.where(self.signs < 0, -1.0, 1.0) * weight[:, None]
+        size = np.linalg.norm(signed, axis=0)
+        size[size == 0.0] = 1.0
+        found, _ = nnls(signed / size, weight)
+        return np.where(self.signs < 0, -1.0, 1.0) * found / size
+
+    def search(self, values: FloatArray, scale: float, *, rounds: int = REWEIGHTING_ROUNDS, fixed_scale: bool = False) -> Solution:
+        """Local search from some values; each round sets the robust weights and the scale anew."""
+        z = np.clip([p.to_z(float(v)) for p, v in zip(self.law.parameters, values, strict=True)], self.lower, self.upper)
+        robust = np.ones_like(self.observed)
+        converged = True
+        for _ in range(rounds):
+            weight = self.weight * robust
+
+            def residuals(at: FloatArray, weight: FloatArray = weight, scale: float = scale) -> FloatArray:
+                matrix = self.matrix(at)
+                relative = matrix @ self.coefficients(matrix, weight) - 1.0
+                return np.concatenate([weight * relative / scale, (at - self.centre) / self.width])
+
+            found = least_squares(residuals, z, bounds=(self.lower, self.upper), x_scale=self.width, ftol=1e-5, xtol=1e-5, max_nfev=40)
+            z, converged = found.x, bool(found.status > 0)
+            matrix = self.matrix(z)
+            coefficients = self.coefficients(matrix, weight)
+            relative = matrix @ coefficients - 1.0
+            if not fixed_scale:
+                scale = max(1.4826 * float(np.median(np.abs(relative))), HUBER_DELTA)
+            size = np.abs(relative) / (1.345 * scale)
+            robust = 1.0 / np.sqrt(np.maximum(size, 1.0))
+        huber = np.where(size <= 1.0, 0.5 * relative**2, 1.345 * scale * (np.abs(relative) - 0.5 * 1.345 * scale))
+        objective = float(np.sum(self.weight**2 * huber) / scale**2 + 0.5 * np.sum(((z - self.centre) / self.width) ** 2))
+        objective += POINTS_PER_CURVE * len(self.data) * float(np.log(scale))
+        return Solution(values=self.values(z), coefficients=coefficients, scale=scale, objective=objective, converged=converged)

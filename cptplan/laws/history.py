@@ -1,0 +1,114 @@
+"""What a law may know of a run: the rates and the data shares of every step, before and after the change of data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cptplan.curves import LossCurve
+from cptplan.errors import CurveError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunHistory:
+    """Per-step rates of pre-training and of the run itself.
+
+    In phase "pretrain" the run itself is the pre-training and pretrain_lr is empty. In phase "cpt" pretrain_lr holds
+    the rates of all steps before the change of data, or is empty with pretrain_known False for an open checkpoint.
+    """
+
+    phase: str
+    pretrain_lr: FloatArray
+    """Rates of the steps before this phase, shape (pretrain_steps,)."""
+    pretrain_known: bool
+    lr: FloatArray
+    """Rates of this phase, shape (steps,)."""
+    replay_ratio: FloatArray
+    """General share of the tokens of this phase's steps, in [0, 1], shape (steps,)."""
+
+    @property
+    def previous_lr(self) -> float:
+        """Rate before the first step of this phase: the last one of pre-training, 0 when unknown (taken as annealed)."""
+        return float(self.pretrain_lr[-1]) if len(self.pretrain_lr) else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Observations:
+    """The points of one validation set on one run that a law is fitted to."""
+
+    name: str
+    history: RunHistory
+    steps: IntArray
+    """Finished optimiser steps of this phase, shape (points,)."""
+    loss: FloatArray
+    """Validation loss, nats per token, finite, shape (points,)."""
+
+
+def history_of(curve: LossCurve, curves: Mapping[str, LossCurve]) -> RunHistory:
+    """The history of a curve, its pre-training followed through the parents.
+
+    Args:      curve: the run. curves: the directory it belongs to, which holds its parents.
+    Raises:    CurveError if the parents go in a circle, or a CPT run continues another CPT run (one change of data only).
+    """
+    lr, replay = curve.lr(), curve.replay_ratios()
+    if curve.record.phase == "pretrain" and curve.record.parent is None:
+        return RunHistory(
+            phase="pretrain", pretrain_lr=np.zeros(0), pretrain_known=True, lr=lr, replay_ratio=np.ones_like(replay)
+        )
+    chunks: list[FloatArray] = []
+    seen, current = {curve.name}, curve
+    while current.record.parent is not None:
+        parent = curves[current.record.parent]
+        if parent.name in seen or parent.record.phase != "pretrain":
+            raise CurveError(
+                f"parent must be a pre-training run; got {parent.name!r} for {current.name!r}.",
+                hint="the law describes one change of data; merge the phases into one curve with segments",
+            )
+        seen.add(parent.name)
+        stop = current.record.parent_step if current.record.parent_step is not None else parent.total_steps
+        chunks.insert(0, parent.lr()[:stop])
+        current = parent
+    pretrain_lr = np.concatenate(chunks) if chunks else np.zeros(0)
+    return RunHistory(
+        phase=curve.record.phase,
+        pretrain_lr=pretrain_lr,
+        pretrain_known=bool(chunks),
+        lr=lr,
+        replay_ratio=replay if curve.record.phase == "cpt" else np.ones_like(replay),
+    )
+
+
+def observations(
+    curves: Mapping[str, LossCurve], set_name: str, *, skip_steps: int = 0
+) -> tuple[Observations, ...]:
+    """The points of one validation set on all curves that have it, warm-up of pre-training left out.
+
+    Args:      curves: a curve directory. set_name: validation set. skip_steps: first steps of each CPT run left out,
+               except step 0 (see fit.transient_steps).
+    Raises:    CurveError if no curve has the set.
+    """
+    found: list[Observations] = []
+    for curve in curves.values():
+        if set_name not in curve.losses:
+            continue
+        history = history_of(curve, curves)
+        loss = curve.losses[set_name]
+        keep = np.isfinite(loss)
+        if history.phase == "pretrain" and not len(history.pretrain_lr):
+            keep &= curve.steps >= 2 * int(np.argmax(history.lr)) + 2  # inside the warm-up the laws do not hold
+        elif history.phase == "cpt":
+            keep &= (curve.steps == 0) | (curve.steps >= skip_steps)
+        if keep.any():
+            found.append(
+                Observations(name=curve.name, history=history, steps=curve.steps[keep], loss=loss[keep])
+            )
+    if not found:
+        sets = sorted({name for curve in curves.values() for name in curve.losses})
+        raise CurveError(f"curves must have loss_{set_name}; got {', '.join(sets)}.", hint="name a set that was logged")
+    return tuple(found)
