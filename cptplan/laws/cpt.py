@@ -17,12 +17,13 @@ logarithm that also holds below 10 % replay. S2_pt goes on relaxing after the ch
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cptplan.areas import annealing_area, forward_area, relaxed_area
+from cptplan.areas import annealing_area, relaxed_area
 from cptplan.laws.history import RunHistory
 from cptplan.laws.protocol import Parameter, Term
 
@@ -70,7 +71,7 @@ class CptLaw:
             Parameter(name="alpha", meaning="exponent of the base term", low=0.05, high=2.0, start=0.5, prior_sd=0.5),
             Parameter(name="E", meaning="pace of the shift per step at the reference rate", low=1e-4, high=1e2, start=0.05, prior_sd=2.5),
             Parameter(name="beta", meaning="exponent of the shift", low=0.02, high=2.0, start=0.2, prior_sd=0.7),
-            Parameter(name="forgetting_time", meaning="1 / (1 - lambda): steps an annealing takes to pay", low=5.0, high=5000.0, start=300.0, prior_sd=1.5),
+            Parameter(name="forgetting_time", meaning="1 / (1 - lambda): steps an annealing takes to pay", low=5.0, high=5000.0, start=20.0, prior_sd=0.7),
         ]
         if self.form.free_power:
             found.append(Parameter(name="p", meaning="power of the rate in the areas", low=0.2, high=1.2, start=0.8, prior_sd=0.2, log_scale=False))
@@ -88,49 +89,24 @@ class CptLaw:
         """Columns 1, S^-alpha, -S2_pt, -S2_cpt, h(r)(1 - (1 + E X)^-beta); see protocol.Law.columns."""
         by_name = dict(zip((p.name for p in self.parameters), values.tolist(), strict=True))
         power = by_name.get("p", 1.0)
-        rate = history.lr / self.reference_lr
-        before = float(np.sum((history.pretrain_lr / self.reference_lr) ** power))
-        area = before + forward_area(rate, power)[steps]
-        s2_pretrain, s2_cpt = self._annealing(by_name["forgetting_time"], history, steps)
-        clock, domain_share = self._clock(by_name, power, rate, history)
+        area = _areas(history, self.reference_lr, power)[steps]
+        s2_pretrain, s2_cpt = _annealing(history, self.reference_lr, by_name["forgetting_time"])
+        clock, domain_share = self._clock(by_name.get("gamma", 0.0), power, history)
         shift = -np.expm1(-by_name["beta"] * np.log1p(by_name["E"] * clock[steps]))
         if history.phase == "pretrain":
             shift = np.zeros_like(shift)
         base = np.maximum(area, 1.0) ** -by_name["alpha"]
-        return np.column_stack(
-            [np.ones_like(base), base, -s2_pretrain, -s2_cpt, self._amplitude(by_name, domain_share[steps]) * shift]
-        )
+        amplitude = self._amplitude(by_name, domain_share[steps])
+        return np.column_stack([np.ones_like(base), base, -s2_pretrain[steps], -s2_cpt[steps], amplitude * shift])
 
-    def _annealing(self, time: float, history: RunHistory, steps: IntArray) -> tuple[FloatArray, FloatArray]:
-        """S2 of pre-training and of CPT at the steps, in units of reference rate * forgetting time."""
-        decay = 1.0 - 1.0 / time
-        scale = self.reference_lr * time
-        if history.phase == "pretrain" and not len(history.pretrain_lr):
-            warmed = int(np.argmax(history.lr))
-            own = annealing_area(history.lr, decay=decay, first_step=warmed + 1).area[steps]
-            return own / scale, np.zeros(len(steps))
-        own = annealing_area(history.lr, decay=decay, previous_lr=history.previous_lr).area[steps]
-        if not len(history.pretrain_lr):
-            return np.zeros(len(steps)), own / scale
-        warmed = int(np.argmax(history.pretrain_lr))
-        pretrain = annealing_area(history.pretrain_lr, decay=decay, first_step=warmed + 1)
-        relaxing = relaxed_area(pretrain, steps.astype(np.float64), decay)
-        if history.phase == "pretrain":
-            return (relaxing + own) / scale, np.zeros(len(steps))
-        return relaxing / scale, own / scale
-
-    def _clock(
-        self, by_name: dict[str, float], power: float, rate: FloatArray, history: RunHistory
-    ) -> tuple[FloatArray, FloatArray]:
-        """The shift's clock and the mean domain share so far, after 0, 1, .. steps, shape (steps + 1,)."""
-        pace = rate**power
-        share = 1.0 - history.replay_ratio
-        gamma = by_name.get("gamma", 0.0)
-        slowed = pace * np.where(share > 0, share, 0.0) ** gamma if gamma else pace
+    def _clock(self, gamma: float, power: float, history: RunHistory) -> tuple[FloatArray, FloatArray]:
+        """The shift's clock and the mean domain share so far, after 0, 1, .. steps, each of shape (steps + 1,)."""
+        pace, share = _pace(history, self.reference_lr, power), 1.0 - history.replay_ratio
+        slowed = pace * share**gamma if gamma else pace
         clock = np.concatenate([[0.0], np.cumsum(slowed)])
-        weight = np.cumsum(np.maximum(pace, 1e-12))
-        mean_share = np.cumsum(np.maximum(pace, 1e-12) * share) / weight
-        return clock, np.concatenate([mean_share[:1], mean_share])
+        weight = pace + 1e-12  # a mean over steps of rate 0 is the plain mean
+        mean_share = np.cumsum(weight * share) / np.cumsum(weight)
+        return clock, np.concatenate([mean_share[:1], np.clip(mean_share, 0.0, 1.0)])
 
     def _amplitude(self, by_name: dict[str, float], share: FloatArray) -> FloatArray:
         """What is left of the shift at a domain share in [0, 1]: 0 at share 0, 1 at share 1."""
@@ -144,3 +120,38 @@ class CptLaw:
         if self.side == "general":
             return np.expm1(a * share) / np.expm1(a)
         return np.expm1(-a * share) / np.expm1(-a)
+
+
+# The same areas are asked for again and again while one parameter after another is varied; a RunHistory is one by
+# identity, so the caches cannot mix runs up.
+
+
+@lru_cache(maxsize=256)
+def _pace(history: RunHistory, reference_lr: float, power: float) -> FloatArray:
+    """(lr / reference_lr)^p of every step of the phase, shape (steps,)."""
+    return np.asarray((history.lr / reference_lr) ** power, dtype=np.float64)
+
+
+@lru_cache(maxsize=256)
+def _areas(history: RunHistory, reference_lr: float, power: float) -> FloatArray:
+    """Forward area of pre-training and this phase after 0, 1, .. steps, in steps at the reference rate, (steps + 1,)."""
+    before = float(np.sum((history.pretrain_lr / reference_lr) ** power))
+    return before + np.concatenate([[0.0], np.cumsum(_pace(history, reference_lr, power))])
+
+
+@lru_cache(maxsize=256)
+def _annealing(history: RunHistory, reference_lr: float, time: float) -> tuple[FloatArray, FloatArray]:
+    """S2 of pre-training and of CPT after 0, 1, .. steps, in units of reference rate * time, each (steps + 1,)."""
+    decay, scale = 1.0 - 1.0 / time, reference_lr * time
+    count = np.arange(len(history.lr) + 1, dtype=np.float64)
+    nothing = np.zeros_like(count)
+    if not len(history.pretrain_lr):
+        first = int(np.argmax(history.lr)) + 1 if history.phase == "pretrain" else 0
+        previous = None if history.phase == "pretrain" else history.previous_lr
+        own = annealing_area(history.lr, decay=decay, previous_lr=previous, first_step=first).area / scale
+        return (own, nothing) if history.phase == "pretrain" else (nothing, own)
+    warmed = int(np.argmax(history.pretrain_lr)) + 1
+    pretrain = annealing_area(history.pretrain_lr, decay=decay, first_step=warmed)
+    relaxing = relaxed_area(pretrain, count, decay) / scale
+    own = annealing_area(history.lr, decay=decay, previous_lr=history.previous_lr).area / scale
+    return (relaxing + own, nothing) if history.phase == "pretrain" else (relaxing, own)

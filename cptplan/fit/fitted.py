@@ -1,0 +1,161 @@
+"""A fitted law with its uncertainty: draws of the parameters, and what the law is known to miss.
+
+Two parts make an interval. Draws: the fit repeated under random curve weights (Bayesian bootstrap over whole curves,
+Rubin 1981), because points of one curve are not independent. Discrepancy: a law is never exact; how far it misses
+pilots that were left out of the fit is measured, and is assumed to grow once a run goes on past the pilots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cptplan.fit.separable import Solution, predict, solve
+from cptplan.laws.cpt import CptLaw
+from cptplan.laws.history import Observations, RunHistory
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+NUM_DRAWS = 64
+LATE_SHARE = 0.5  # points after this share of a pilot judge it: the plan is about ends, not about transients
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """Predicted loss after each step: mean and interval, nats per token, each of shape (points,)."""
+
+    mean: FloatArray
+    low: FloatArray
+    high: FloatArray
+    level: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """How far the law misses one pilot when it was fitted to the others."""
+
+    curve: str
+    late_error: float
+    """Root mean square of the relative error over the later half."""
+    end_error: float
+    """Relative error at the last point, predicted / measured - 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FittedLaw:
+    """The law of one validation set, ready to predict."""
+
+    set_name: str
+    law: CptLaw
+    best: Solution
+    draws: tuple[Solution, ...]
+    held_out: tuple[HeldOut, ...]
+    in_sample_error: float
+    """Root mean square of the relative residuals of the fit."""
+    longest_area: float
+    """Largest CPT area among the pilots, in steps at the reference rate."""
+
+    @property
+    def discrepancy(self) -> float:
+        """Relative standard deviation of what the law misses at the end of an unseen run as long as the pilots."""
+        return rms([h.late_error for h in self.held_out]) if self.held_out else self.in_sample_error
+
+    def mean(self, history: RunHistory, steps: IntArray) -> FloatArray:
+        """Best prediction after each of the steps, nats per token, shape (points,)."""
+        return predict(self.law, self.best, history, steps)
+
+    def sample(self, history: RunHistory, steps: IntArray, seed: int = 0) -> FloatArray:
+        """Possible curves of the run, discrepancy included, nats per token, shape (draws, points).
+
+        The discrepancy of one draw is one relative offset for the whole curve, from a Student t with as many degrees of
+        freedom as held-out pilots less one; it fades in with the shift, since the loss before training is known.
+        """
+        curves = np.stack([predict(self.law, draw, history, steps) for draw in self.draws])
+        rng = np.random.default_rng(seed)
+        freedom = max(len(self.held_out) - 1, 2)
+        offsets = self.discrepancy * rng.standard_t(freedom, len(self.draws))
+        return curves * (1.0 + offsets[:, None] * self._growth(history, steps))
+
+    def predict(self, history: RunHistory, steps: IntArray, level: float = 0.9, seed: int = 0) -> Prediction:
+        """Mean and central interval of the run's loss after each step.
+
+        Args:      history: rates and shares of the run. steps: finished steps, shape (points,). level: such as 0.9.
+        """
+        sampled = self.sample(history, steps, seed)
+        tail = 50.0 * (1.0 - level)
+        low, high = np.percentile(sampled, [tail, 100.0 - tail], axis=0)
+        mean = self.mean(history, steps)
+        return Prediction(mean=mean, low=np.minimum(low, mean), high=np.maximum(high, mean), level=level)
+
+    def _growth(self, history: RunHistory, steps: IntArray) -> FloatArray:
+        """How the discrepancy grows along a run: 0 before training, 1 at the pilots' length, more beyond, shape (points,).
+
+        Beyond, by one for each doubling of the area (assumed; checked on longer runs in reports/).
+        """
+        area = np.concatenate([[0.0], np.cumsum(history.lr / self.law.reference_lr)])[steps]
+        beyond = np.log2(np.maximum(area / max(self.longest_area, 1e-12), 1.0))
+        return np.minimum(area / (0.02 * self.longest_area + 1e-12), 1.0) * (1.0 + beyond)
+
+
+def draw(
+    law: CptLaw,
+    set_name: str,
+    data: Sequence[Observations],
+    best: Solution,
+    held_out: tuple[HeldOut, ...],
+    *,
+    num_draws: int = NUM_DRAWS,
+    seed: int = 0,
+) -> FittedLaw:
+    """The fitted law with draws of its parameters: the fit repeated from the best one under random curve weights."""
+    rng = np.random.default_rng(seed)
+    draws = tuple(solve(law, data, curve_weights=_bootstrap_weights(rng, data), start=best) for _ in range(num_draws))
+    pilots = [d for d in data if d.history.phase == "cpt"]
+    return FittedLaw(
+        set_name=set_name,
+        law=law,
+        best=best,
+        draws=draws,
+        held_out=held_out,
+        in_sample_error=in_sample_error(law, best, data),
+        longest_area=max((float(np.sum(d.history.lr)) / law.reference_lr for d in pilots), default=0.0),
+    )
+
+
+def in_sample_error(law: CptLaw, solution: Solution, data: Sequence[Observations]) -> float:
+    """Root mean square of the relative residuals over all points."""
+    return rms(np.concatenate([predict(law, solution, d.history, d.steps) / d.loss - 1.0 for d in data]))
+
+
+def rms(values: ArrayLike) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _bootstrap_weights(rng: np.random.Generator, data: Sequence[Observations]) -> FloatArray:
+    weights = rng.standard_exponential(len(data))
+    return weights * len(data) / weights.sum()
+
+
+def held_out_errors(law: CptLaw, data: Sequence[Observations], start: Solution) -> tuple[HeldOut, ...]:
+    """Leave each CPT curve out in turn, fit the others, and see how far its later half is missed."""
+    found: list[HeldOut] = []
+    for left_out in data:
+        if left_out.history.phase != "cpt":
+            continue
+        others = [d for d in data if d is not left_out]
+        solution = solve(law, others, start=start)
+        relative = predict(law, solution, left_out.history, left_out.steps) / left_out.loss - 1.0
+        late = left_out.steps >= LATE_SHARE * left_out.steps[-1]
+        found.append(
+            HeldOut(
+                curve=left_out.name,
+                late_error=rms(relative[late]),
+                end_error=float(relative[-1]),
+            )
+        )
+    return tuple(found)
