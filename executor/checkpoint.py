@@ -1,0 +1,154 @@
+"""Checkpoints from which a run goes on exactly, one implementation for one process, DDP and FSDP2.
+
+A checkpoint is written to a temporary directory by all processes (torch.distributed.checkpoint: each its own shards,
+readable by any number of processes), then rank 0 adds checkpoint.json with checksums, syncs, and renames. So a
+directory named step-N is whole; one that storage damaged later is found by its checksums and the one before is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from accelerate import Accelerator
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from cptplan.errors import ConfigError, RunFailedError
+from cptplan.files import hash_file, read_json, storage_error, write_json
+from executor.distributed import share_from_main
+from executor.run_dir import check_spec_hash
+
+logger = logging.getLogger(__name__)
+
+MARKER = "checkpoint.json"
+KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a run stands: all that is not in the model or the optimizer."""
+
+    step: int = 0
+    metrics_bytes: int = 0
+    """Length of metrics.jsonl; what follows was written after the checkpoint and is cut off on resume."""
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, directory: Path, spec_hash: str, accelerator: Accelerator) -> None:
+        self._directory = directory
+        self._spec_hash = spec_hash
+        self._accelerator = accelerator
+
+    def save(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
+        """Write one checkpoint and drop all but the last two. Called by all processes.
+
+        Raises:    RunFailedError or StorageError if it cannot be written; those before it stay.
+        """
+        final = self._directory / f"step-{position.step:08d}"
+        temporary = self._directory / f".{final.name}.tmp"
+        weights, moments = get_state_dict(model, optimizer)
+        try:
+            if self._accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self._accelerator.wait_for_everyone()
+            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=temporary, no_dist=self._alone)
+            if self._accelerator.is_main_process:
+                self._complete(temporary, final, position)
+        except CheckpointException as failure:
+            raise _readable(failure, temporary) from failure
+        self._accelerator.wait_for_everyone()
+
+    def _complete(self, temporary: Path, final: Path, position: Position) -> None:
+        files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
+        marker = {"schema_version": 1, "spec_hash": self._spec_hash, **asdict(position), "files": files}
+        write_json(temporary / MARKER, marker)
+        sync_directory(temporary)
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one that resume passed over
+        temporary.rename(final)
+        sync_directory(self._directory)
+        for old in self._complete_ones()[:-KEPT]:
+            shutil.rmtree(old)
+
+    def load_latest(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+        """Put the last good checkpoint into model and optimizer; the start of the run if there is none.
+
+        Raises:    StorageError if the checkpoints belong to another run spec.
+        """
+        found = self._find() if self._accelerator.is_main_process else None
+        directory, position = share_from_main(found, self._accelerator)
+        if directory is None:
+            return position
+        weights, moments = get_state_dict(model, optimizer)
+        state = {"model": weights, "optimizer": moments}
+        dcp.load(state, checkpoint_id=directory, no_dist=self._alone)
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        logger.info("resumed from %s", directory)
+        return position
+
+    def remove(self) -> None:
+        """Drop all checkpoints: the run is complete."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def _alone(self) -> bool:
+        return self._accelerator.num_processes == 1
+
+    def _complete_ones(self) -> list[Path]:
+        return sorted(self._directory.glob("step-*"))
+
+    def _find(self) -> tuple[Path | None, Position]:
+        for torn in self._directory.glob(".step-*.tmp"):
+            shutil.rmtree(torn)
+        for directory in reversed(self._complete_ones()):
+            marker = _read_marker(directory)
+            if marker is None:
+                logger.warning("damaged checkpoint passed over: %s", directory)
+                continue
+            check_spec_hash(marker["spec_hash"], self._spec_hash, directory)
+            return directory, Position(**{name: marker[name] for name in Position.__dataclass_fields__})
+        return None, Position()
+
+
+def _read_marker(directory: Path) -> dict[str, Any] | None:
+    """The marker if every file has the checksum it names, else None."""
+    try:
+        marker: dict[str, Any] = read_json(directory / MARKER)
+        intact = all(hash_file(directory / name) == digest for name, digest in marker["files"].items())
+    except (ConfigError, OSError, KeyError, TypeError):
+        return None
+    return marker if intact else None
+
+
+def sync_directory(directory: Path) -> None:
+    """Force a directory's files and names to storage."""
+    for path in [*directory.iterdir(), directory]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _readable(failure: CheckpointException, path: Path) -> Exception:
+    """The user's words for what stopped a checkpoint."""
+    causes = [cause for cause, _ in failure.failures.values()]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return storage_error(cause, path)
+    return RunFailedError(
+        f"checkpoint must be writable; got {causes[0] if causes else failure} for {path}.",
+        hint="mend the storage, then run the same command again",
+    )

@@ -1,0 +1,97 @@
+"""Train one run: python -m executor.train --run-dir runs/<id>, also under accelerate launch and torchrun.
+
+The directory holds spec.json; the run adds metrics.jsonl, curve.csv, curve.json, progress.json, checkpoints/,
+export/step-N/ and, last, result.json. A complete run ends at once; a stopped one goes on where it was.
+Exit codes: 0 complete; 2 bad input; 5 failed; 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cptplan.errors import CptplanError, RunFailedError
+from cptplan.files import storage_error
+from cptplan.run_spec import read_run_spec
+from executor.run_dir import is_complete
+
+SIGNAL_EXIT = 128  # a process ended by a signal exits with 128 + its number: 130 for SIGINT, 143 for SIGTERM
+OTHER_RANKS_WAIT_SECONDS = 5.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and say what went wrong, if anything, in one line and a hint."""
+    started = time.perf_counter()
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return train(Path(options.run_dir), threads=options.threads, started=started)
+    except CptplanError as error:
+        return _report(error)
+    except OSError as error:
+        return _report(storage_error(error, Path(error.filename or options.run_dir)))
+    except KeyboardInterrupt:
+        return SIGNAL_EXIT + signal.SIGINT
+
+
+def train(run_dir: Path, *, threads: int | None, started: float) -> int:
+    """Bring a run directory to completion.
+
+    Returns:   the exit code: 0 when complete, 128 + signal when stopped.
+    Raises:    CptplanError of the kind whose exit code says what is wrong.
+    """
+    spec = read_run_spec(run_dir / "spec.json")
+    if is_complete(run_dir, spec):
+        logging.info("%s is complete", run_dir)
+        return 0
+    # imported here: torch and transformers take seconds that a complete run or a wrong spec need not wait for
+    _quiet_libraries()
+    import torch
+
+    from executor.loop import Stopped, Trainer
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        Trainer(run_dir, spec, started).run()
+    except Stopped as stopped:
+        return SIGNAL_EXIT + stopped.signal_number
+    except torch.OutOfMemoryError as error:
+        raise RunFailedError(
+            f"device memory must hold one forward pass; got {str(error).splitlines()[0]}",
+            hint="lower micro_batch_tokens, or turn on activation_checkpointing",
+        ) from error
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m executor.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--run-dir", required=True, help="directory with spec.json")
+    parser.add_argument("--threads", type=int, help="CPU threads; default OMP_NUM_THREADS or all cores")
+    return parser.parse_args(arguments)
+
+
+def _quiet_libraries() -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _report(error: CptplanError) -> int:
+    """Print the error once. Another rank speaks only if it still lives after a while: then rank 0 did not fail."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(OTHER_RANKS_WAIT_SECONDS)
+    sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
