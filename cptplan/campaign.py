@@ -37,6 +37,15 @@ class RunStatus:
     """waiting, running or complete."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One run to bring to completion, and the command that does it."""
+
+    spec: RunSpec
+    run_dir: Path
+    command: tuple[str, ...]
+
+
 Report = Callable[[Sequence[RunStatus]], None]
 
 
@@ -54,53 +63,56 @@ def is_complete(run_dir: Path, spec: RunSpec) -> bool:
     return (run_dir / "result.json").exists()
 
 
-def executor_command(run_dir: Path, processes: int) -> list[str]:
+def executor_command(run_dir: Path, processes: int) -> tuple[str, ...]:
     """The command that trains one run on this machine: torchrun, one process for each device."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "-m", "executor.train", "--run-dir", str(run_dir)]
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+    return (*launcher, "-m", "executor.train", "--run-dir", str(run_dir.resolve()))
+
+
+def jobs_of(specs: Sequence[RunSpec], runs_dir: Path, processes: int = 1) -> list[Job]:
+    """One job for each spec, in its own directory of runs_dir."""
+    return [
+        Job(spec=spec, run_dir=runs_dir / spec.name, command=executor_command(runs_dir / spec.name, processes))
+        for spec in specs
+    ]
 
 
 def run_all(
-    specs: Sequence[RunSpec],
-    runs_dir: Path,
-    *,
-    parallel: int = 1,
-    processes: int = 1,
-    threads: int | None = None,
-    report: Report = lambda _: None,
+    jobs: Sequence[Job], *, parallel: int = 1, threads: int | None = None, report: Report = lambda _: None
 ) -> list[dict[str, Any]]:
-    """Train every spec that is not complete yet, in order, `parallel` at a time.
+    """Train every job that is not complete yet, in order, `parallel` at a time.
 
-    Args:      runs_dir: holds one directory for each run. processes: devices of each run. threads: CPU threads of each
-               process. report: told the state of all runs a few times a second.
-    Returns:   result.json of every run, in the order of specs.
+    Args:      threads: CPU threads of each process; an equal share of the cores when None. report: told the state of
+               all runs a few times a second.
+    Returns:   result.json of every run, in the order of jobs.
     Raises:    RunFailedError naming the run, its exit code and its last words; the other runs are stopped and resume
                next time. KeyboardInterrupt is passed on after the runs have written their checkpoints.
     """
-    waiting = [spec for spec in specs if not is_complete(runs_dir / spec.name, spec)]
-    live: dict[str, subprocess.Popen[bytes]] = {}
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads or max((os.cpu_count() or 1) // parallel, 1))}
+    waiting = [job for job in jobs if not is_complete(job.run_dir, job.spec)]
+    live: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
+    share = max((os.cpu_count() or 1) // max(min(parallel, len(waiting)), 1), 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads or share)}
     try:
         while waiting or live:
             while waiting and len(live) < parallel:
-                spec = waiting.pop(0)
-                live[spec.name] = _start(spec, runs_dir / spec.name, processes, environment)
+                job = waiting.pop(0)
+                live[job.spec.name] = (job, _start(job, environment))
             time.sleep(POLL_SECONDS)
-            for name in [name for name, process in live.items() if process.poll() is not None]:
-                _check_ended(live.pop(name).returncode, runs_dir / name)
-            report([_status(spec, runs_dir / spec.name, spec.name in live) for spec in specs])
+            for name in [name for name, (_, process) in live.items() if process.poll() is not None]:
+                job, process = live.pop(name)
+                _check_ended(process.returncode, job.run_dir)
+            report([_status(job, job.spec.name in live) for job in jobs])
     finally:
-        _stop(live)
-    return [read_json(runs_dir / spec.name / "result.json") for spec in specs]
+        _stop([process for _, process in live.values()])
+    return [read_json(job.run_dir / "result.json") for job in jobs]
 
 
-def _start(spec: RunSpec, run_dir: Path, processes: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    if not (run_dir / "spec.json").exists():
-        write_run_spec(run_dir / "spec.json", spec)
-    log = (run_dir / "log.txt").open("ab")
-    with log:
+def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    if not (job.run_dir / "spec.json").exists():
+        write_run_spec(job.run_dir / "spec.json", job.spec)
+    with (job.run_dir / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            executor_command(run_dir.resolve(), processes),
+            job.command,
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -121,8 +133,8 @@ def _check_ended(returncode: int, run_dir: Path) -> None:
     )
 
 
-def _status(spec: RunSpec, run_dir: Path, running: bool) -> RunStatus:
-    total = spec.total_steps
+def _status(job: Job, running: bool) -> RunStatus:
+    spec, run_dir, total = job.spec, job.run_dir, job.spec.total_steps
     if (run_dir / "result.json").exists():
         return RunStatus(name=spec.name, done=total, total=total, state="complete")
     done = 0
@@ -133,12 +145,12 @@ def _status(spec: RunSpec, run_dir: Path, running: bool) -> RunStatus:
     return RunStatus(name=spec.name, done=done, total=total, state="running" if running else "waiting")
 
 
-def _stop(live: dict[str, subprocess.Popen[bytes]]) -> None:
+def _stop(live: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ask the runs to checkpoint and end; those that do not are killed, and lose nothing but time."""
-    for process in live.values():
+    for process in live:
         process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
-    for process in live.values():
+    for process in live:
         try:
             process.wait(max(deadline - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:

@@ -66,6 +66,8 @@ class Data(Contract):
     seq_len: Positive = 4096
     validation_tokens: Positive = 200_000
     """Tokens of each validation set that an evaluation reads."""
+    validation_share: Annotated[float, Field(gt=0, le=0.5)] = 0.02
+    """Share of the documents held out, by document."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -159,8 +161,10 @@ def read_project(path: Path, overrides: Sequence[str] = ()) -> Project:
         ) from error
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
-        raise ConfigError(f"project file must hold keys and values; got {type(value).__name__} in {path}.",
-                          hint="cptplan init writes a commented example")
+        raise ConfigError(
+            f"project file must hold keys and values; got {type(value).__name__} in {path}.",
+            hint="cptplan init writes a commented example",
+        )
     for override in overrides:
         _override(value, override)
     project = Project.parse(value, str(path))
@@ -214,7 +218,9 @@ def parse_weights(text: str, domains: Sequence[str]) -> dict[str, float]:
         try:
             weights[name] = float(raw)
         except ValueError:
-            raise ConfigError(f"--weights must be name=number pairs; got {part.strip()!r}.", hint="general=0.4") from None
+            raise ConfigError(
+                f"--weights must be name=number pairs; got {part.strip()!r}.", hint="general=0.4"
+            ) from None
         if not equals:
             raise ConfigError(f"--weights must be name=number pairs; got {part.strip()!r}.", hint="general=0.4")
     check_weights(weights, domains, "--weights")
@@ -230,8 +236,10 @@ def check_weights(weights: Mapping[str, float], domains: Sequence[str], where: s
     known = ["general", *domains]
     for name, weight in weights.items():
         if name not in known:
-            raise ConfigError(f"weights must name a validation set; got {name!r} in {where}.",
-                              hint=suggest(name, known) or f"known: {', '.join(known)}")
+            raise ConfigError(
+                f"weights must name a validation set; got {name!r} in {where}.",
+                hint=suggest(name, known) or f"known: {', '.join(known)}",
+            )
         if not 0.0 <= weight < float("inf"):
             raise ConfigError(f"weights must be >= 0; got {name}={weight:g} in {where}.", hint="general=0.4,domain=0.6")
     if sum(weights.values()) <= 0.0:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self, Union, get_args, get_origin
+import re
+from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -43,32 +43,66 @@ def parse_as(kind: Any, value: object, where: str) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         raise _one_line(error, kind, where) from error
+    except ConfigError as error:  # a rule over several fields, raised by a validator, which does not know the file
+        raise type(error)(f"{error.message.removesuffix('.')} in {where}.", hint=error.hint) from error
+
+
+# pydantic's finding -> our rule; {} is filled from the finding's own context. What is not here keeps pydantic's words.
+_RULES = {
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be an object of keys and values",
+    "mapping_type": "must be an object of keys and values",
+    "model_type": "must be an object of keys and values",
+    "model_attributes_type": "must be an object of keys and values",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be finite",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+    "string_pattern_mismatch": "must match {pattern}",
+    "literal_error": "must be {expected}",
+}
 
 
 def _one_line(error: ValidationError, kind: Any, where: str) -> ConfigError:
-    """The most useful of pydantic's findings, said as house style says errors."""
+    """The most useful of pydantic's findings, in one line; a misspelt key explains a missing one."""
     findings = error.errors(include_url=False)
     finding = next((f for f in findings if f["type"] == "extra_forbidden"), findings[0])
-    keys = [str(part) for part in finding["loc"]]
-    field = ".".join(keys) or "value"
-    got = _shorten(finding.get("input"))
-    cause = finding.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):
-        return type(cause)(f"{cause.message.rstrip('.')} in {where}{f' at {field}' if keys else ''}.", hint=cause.hint)
-    if finding["type"] == "extra_forbidden":
-        known = _fields_at(kind, keys[:-1])
-        hint = suggest(keys[-1], known) or f"known keys: {', '.join(sorted(known))}"
-        return ConfigError(f"keys must be known; got {keys[-1]!r} at {field} in {where}.", hint=hint)
-    if finding["type"] == "missing":
-        return ConfigError(f"{field} must be given; it is missing in {where}.", hint=f"add {keys[-1]!r}")
-    if finding["type"] == "union_tag_invalid":
-        context = finding["ctx"]
-        tag, tags = str(context["tag"]), [t.strip("' ") for t in str(context["expected_tags"]).split(",")]
-        hint = suggest(tag, tags) or f"known kinds: {', '.join(tags)}"
-        return ConfigError(f"kind must be known; got {tag!r} at {field} in {where}.", hint=hint)
-    rule = finding["msg"].replace("Input should be", "must be").removeprefix("Value error, ")
-    rule = rule if rule.startswith("must") else f"must be right ({rule[:1].lower()}{rule[1:]})"
-    return ConfigError(f"{field} {rule}; got {got} in {where}.", hint=f"mend {field}")
+    keys, kinds = _follow(kind, finding["loc"])
+    field, got, context = ".".join(keys), finding["input"], finding.get("ctx", {})
+    match finding["type"]:
+        case "extra_forbidden":
+            known = sorted(name for model in kinds for name in model.model_fields)
+            hint = suggest(keys[-1], known) or f"known keys: {', '.join(known)}"
+            return ConfigError(f"keys must be known; got {field} in {where}.", hint=hint)
+        case "missing":
+            return ConfigError(f"{field} must be given; it is missing in {where}.", hint=f"add {keys[-1]}")
+        case "union_tag_not_found" | "union_tag_invalid":
+            tags = [str(tag) for model in kinds for tag in get_args(model.model_fields["kind"].annotation)]
+            tag = got.get("kind")
+            hint = (isinstance(tag, str) and suggest(tag, tags)) or f"known kinds: {', '.join(tags)}"
+            name = ".".join([*keys, "kind"])
+            if tag is None:
+                return ConfigError(f"{name} must be given; it is missing in {where}.", hint=hint)
+            return ConfigError(f"{name} must be known; got {_shorten(tag)} in {where}.", hint=hint)
+    known_rule = _RULES.get(finding["type"])
+    rule = known_rule.format(**context) if known_rule else f"must be valid ({finding['msg']})"
+    literals = re.findall(r"'([^']*)'", context.get("expected", ""))
+    close = suggest(got, literals) if isinstance(got, str) else None
+    return ConfigError(
+        f"{field or 'content'} {rule}; got {_shorten(got)} in {where}.", hint=close or f"mend {field or 'the file'}"
+    )
 
 
 def _shorten(value: object) -> str:
@@ -76,22 +110,27 @@ def _shorten(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _fields_at(kind: Any, keys: list[str]) -> set[str]:
-    """Known keys of the record that a path of keys leads to; the kinds of a union count together."""
-    kinds = [kind]
-    for key in [*keys, None]:
-        models = [m for k in kinds for m in _models_in(k)]
-        if key is None:
-            return {field.alias or name for m in models for name, field in m.model_fields.items()}
-        stepped = [m.model_fields[key].annotation for m in models if key in m.model_fields]
-        kinds = stepped or kinds  # a list index or a union's tag is no field: stay
-    return set()
+def _follow(kind: Any, location: tuple[int | str, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """A finding's place as the file's own keys, and the records that can stand there.
+
+    Pydantic names the chosen kind of a union among the keys; the file does not, so it is left out here.
+    """
+    keys: list[str] = []
+    kinds = _models_in(kind)
+    for part in location:
+        chosen = [m for m in kinds if part in get_args(getattr(m.model_fields.get("kind"), "annotation", None))]
+        if len(kinds) > 1 and chosen:
+            kinds = chosen
+            continue
+        keys.append(str(part))
+        fields = [m.model_fields[part].annotation for m in kinds if isinstance(part, str) and part in m.model_fields]
+        if fields:  # else a place in a list, or a key that is not known: the records stay the same
+            kinds = [model for field in fields for model in _models_in(field)]
+    return keys, kinds
 
 
 def _models_in(kind: Any) -> list[type[BaseModel]]:
+    """The records that a type annotation can hold, through unions, lists and Annotated."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
-    if get_origin(kind) is Mapping:
-        return []
-    parts = get_args(kind) if get_origin(kind) is not None or isinstance(kind, type(Union[int, str])) else ()
-    return [model for part in parts for model in _models_in(part)]
+    return [model for part in get_args(kind) for model in _models_in(part)]

@@ -6,18 +6,19 @@ each run. Steps count finished optimiser steps: the loss at step s has seen lr[0
 
 from __future__ import annotations
 
+import csv
 import io
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cptplan.contract import Contract, parse_as
+from cptplan.contract import Contract
 from cptplan.errors import CurveError, suggest
 from cptplan.files import read_json, write_json, write_text
 from cptplan.mixture import ConstantMixture, Mixture, read_mixture
@@ -76,7 +77,7 @@ class LossCurve:
         return np.asarray(self.record.lr.lr(), dtype=np.float64)
 
     def replay_ratios(self) -> FloatArray:
-        """General share of the tokens of every step, shape (total_steps,): 1 in pre-training, 0 in CPT when not given."""
+        """General share of the tokens of every step, shape (total_steps,); not given means 1 in pretrain, 0 in cpt."""
         default = 1.0 if self.record.phase == "pretrain" else 0.0
         mixture = self.record.replay_ratio or ConstantMixture(replay_ratio=default)
         return np.asarray(mixture.replay_ratios(self.total_steps), dtype=np.float64)
@@ -90,99 +91,107 @@ class LossCurve:
 def read_curve(directory: Path, name: str) -> LossCurve:
     """One curve of a curve directory, checked.
 
-    Raises:    CurveError for a missing file, a missing or non-numeric column, NaN steps, steps that do not rise or go
-               past the schedule, infinite or non-positive losses, or no loss column; ConfigError for the JSON.
+    Raises:    CurveError for a missing file, a missing or non-numeric column, NaN, steps that do not rise or go past
+               the schedule, infinite or non-positive losses, or no loss column; ConfigError for what the JSON says.
     """
     table_path, record_path = directory / f"{name}.csv", directory / f"{name}.json"
-    raw = read_json(record_path)
-    if not isinstance(raw, dict):
-        raise CurveError(f"curve record must be a JSON object; got {type(raw).__name__} in {record_path}.")
-    values = dict(raw)
-    if "lr" in values:
-        values["lr"] = read_schedule(values["lr"], str(record_path), directory)
-    if values.get("replay_ratio") is not None:
-        values["replay_ratio"] = read_mixture(values["replay_ratio"], str(record_path))
-    record: CurveRecord = parse_as(CurveRecord, values, str(record_path))
-    return check_curve(_read_table(table_path, name, record), str(table_path))
+    for path, content in ((table_path, "its losses"), (record_path, "its schedule and phase")):
+        if not path.is_file():
+            raise CurveError(f"curve {name} must have {content} in a file; got no {path}.", hint="add the file")
+    values = read_json(record_path)
+    if isinstance(values, dict):
+        values = dict(values)
+        if "lr" in values:
+            values["lr"] = read_schedule(values["lr"], f"lr of {record_path}", directory)
+        if values.get("replay_ratio") is not None:
+            values["replay_ratio"] = read_mixture(values["replay_ratio"], f"replay_ratio of {record_path}")
+    record = CurveRecord.parse(values, str(record_path))
+    steps, losses = _read_table(table_path)
+    return check_curve(LossCurve(name=name, record=record, steps=steps, losses=losses), str(table_path))
 
 
-def _read_table(path: Path, name: str, record: CurveRecord) -> LossCurve:
+def _read_table(path: Path) -> tuple[IntArray, dict[str, FloatArray]]:
+    """Steps and losses of a CSV file: every cell a finite number, or empty where a loss was not evaluated."""
     try:
-        table = pd.read_csv(path)
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            header = [cell.strip() for cell in next(reader, [])]
+            rows = [(reader.line_num, cells) for cells in reader if cells]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CurveError(f"curve must be a CSV file; got {error} in {path}.", hint="write it as UTF-8 text") from error
+    columns = [name for name in header if name.startswith(LOSS_PREFIX)]
+    if "step" not in header:
+        hint = suggest("step", header) or "count finished optimiser steps in it"
+        raise CurveError(f"curve must have a column step; got {', '.join(header) or 'none'} in {path}.", hint=hint)
+    if not columns or len(set(columns)) < len(columns):
         raise CurveError(
-            f"curve must be a CSV file with a header; got {error} for {path}.", hint="check the path"
-        ) from error
-    if "step" not in table.columns:
-        hint = suggest("step", table.columns) or f"columns there: {', '.join(map(str, table.columns))}"
-        raise CurveError(f"curve must have a column step; it is missing in {path}.", hint=hint)
-    columns = [c for c in table.columns if str(c).startswith(LOSS_PREFIX)]
-    if not columns:
-        raise CurveError(
-            f"curve must have a validation column loss_<set>; got {', '.join(map(str, table.columns))} in {path}.",
+            f"curve must have a validation column loss_<set> for each set; got {', '.join(header)} in {path}.",
             hint="name the columns loss_general and loss_domain",
         )
-    for column in ["step", *columns]:
-        if not pd.api.types.is_numeric_dtype(table[column]):
-            bad = table.index[pd.to_numeric(table[column], errors="coerce").isna() & table[column].notna()]
-            row = int(bad[0]) + 2 if len(bad) else 2
+    for line, cells in rows:
+        if len(cells) != len(header):
             raise CurveError(
-                f"{column} must hold numbers; got {table[column].iloc[row - 2]!r} in {path}:{row}.",
-                hint="mend or remove the row",
+                f"row must have {len(header)} cells; got {len(cells)} in {path}:{line}.", hint="mend or remove the row"
             )
-    steps = table["step"].to_numpy(dtype=np.float64)
-    if not np.all(np.isfinite(steps)) or np.any(steps != np.round(steps)):
-        raise CurveError(f"step must be a whole number in every row; got another in {path}.", hint="remove the row")
-    _check_text_nan(path, columns)
-    losses = {str(c).removeprefix(LOSS_PREFIX): table[c].to_numpy(dtype=np.float64) for c in columns}
-    return LossCurve(name=name, record=record, steps=steps.astype(np.int64), losses=losses)
+    numbers = {
+        name: [_number(name, cells[header.index(name)], f"{path}:{line}") for line, cells in rows]
+        for name in ("step", *columns)
+    }
+    losses = {name.removeprefix(LOSS_PREFIX): np.asarray(numbers[name], dtype=np.float64) for name in columns}
+    return np.asarray(numbers["step"], dtype=np.int64), losses
 
 
-def _check_text_nan(path: Path, columns: list[str]) -> None:
-    """A loss written as nan is a broken run; only an empty cell means not evaluated."""
-    raw = pd.read_csv(path, dtype=str, keep_default_na=False)
-    for column in columns:
-        broken = raw.index[
-            raw[column].str.strip().str.lower().isin(["nan", "-nan", "+nan", "null", "none", "na", "n/a"])
-        ]
-        if len(broken):
-            row = int(broken[0])
-            raise CurveError(
-                f"{column} must be finite; got {raw[column].iloc[row]} at step {raw['step'].iloc[row]} in {path}:{row + 2}.",
-                hint="cut the curve before the run broke, or leave the cell empty if it was not evaluated",
-            )
+def _number(column: str, cell: str, where: str) -> float:
+    try:
+        number = float(cell) if cell.strip() or column == "step" else None
+    except ValueError as error:
+        raise CurveError(f"{column} must be a number; got {cell!r} in {where}.", hint="mend or remove it") from error
+    if number is None:
+        return math.nan
+    if not math.isfinite(number):
+        raise CurveError(
+            f"{column} must be finite; got {cell.strip()} in {where}.",
+            hint="cut the curve before the run broke; leave the cell empty where it was not evaluated",
+        )
+    if column == "step" and (number != round(number) or abs(number) > 2**53):
+        raise CurveError(f"step must be a whole number; got {cell.strip()} in {where}.", hint="mend the row")
+    return number
 
 
 def check_curve(curve: LossCurve, where: str) -> LossCurve:
     """The same curve, if it keeps the contract.
 
+    Args:      where: the file, for the message; its first row is the header.
     Raises:    CurveError naming the first row that breaks a rule.
     """
     if not len(curve.steps):
         raise CurveError(f"curve must have at least one row; got none in {where}.", hint="remove the curve")
     backwards = np.flatnonzero(np.diff(curve.steps) <= 0)
     if len(backwards):
-        row = int(backwards[0])
+        row = int(backwards[0]) + 1
         raise CurveError(
-            f"step must rise from row to row; got {curve.steps[row + 1]} after {curve.steps[row]} in {where}.",
+            f"step must rise from row to row; got {curve.steps[row]} after {curve.steps[row - 1]} in "
+            f"{where}:{row + 2}.",
             hint="after a resume keep one row for each step",
         )
-    if curve.steps[0] < 0 or curve.steps[-1] > curve.total_steps:
+    outside = np.flatnonzero((curve.steps < 0) | (curve.steps > curve.total_steps))
+    if len(outside):
+        row = int(outside[0])
         raise CurveError(
-            f"step must lie in [0, {curve.total_steps}], the steps of the schedule; got {curve.steps[0]} to "
-            f"{curve.steps[-1]} in {where}.",
+            f"step must lie in [0, {curve.total_steps}], the steps of the schedule; got {curve.steps[row]} in "
+            f"{where}:{row + 2}.",
             hint="mend lr in the .json: it must cover every optimiser step",
         )
     for name, losses in curve.losses.items():
-        known = np.isfinite(losses)
-        wrong = np.flatnonzero(np.isinf(losses) | (known & (losses <= 0)))
+        wrong = np.flatnonzero(np.isinf(losses) | (losses <= 0))
         if len(wrong):
+            row = int(wrong[0])
             raise CurveError(
-                f"{LOSS_PREFIX}{name} must be finite and positive; got {losses[wrong[0]]} at step "
-                f"{curve.steps[wrong[0]]} in {where}.",
+                f"{LOSS_PREFIX}{name} must be finite and positive; got {losses[row]:g} at step {curve.steps[row]} in "
+                f"{where}:{row + 2}.",
                 hint="cut the curve before the run broke",
             )
-        if not known.any():
+        if np.isnan(losses).all():
             raise CurveError(f"{LOSS_PREFIX}{name} must have a value somewhere; got none in {where}.", hint="drop it")
     return curve
 
@@ -211,7 +220,22 @@ def read_curve_directory(directory: Path, names: Iterable[str] | None = None) ->
                 f"{curve.record.parent_step} in {directory / curve.name}.json.",
                 hint="mend parent_step",
             )
+    for name in curves:
+        _check_ancestry(curves, name, directory)
     return curves
+
+
+def _check_ancestry(curves: Mapping[str, LossCurve], name: str, directory: Path) -> None:
+    line: list[str] = []
+    ancestor: str | None = name
+    while ancestor is not None:
+        if ancestor in line:
+            raise CurveError(
+                f"parents must not form a circle; got {' <- '.join([*line, ancestor])} in {directory / name}.json.",
+                hint="remove one parent",
+            )
+        line.append(ancestor)
+        ancestor = curves[ancestor].record.parent
 
 
 def write_curve(directory: Path, curve: LossCurve) -> None:
@@ -222,10 +246,10 @@ def write_curve(directory: Path, curve: LossCurve) -> None:
 
 def table_text(steps: IntArray, losses: Mapping[str, FloatArray]) -> str:
     """The CSV text of a curve: shortest digits that read back as the same float64, empty where not evaluated."""
-    table: dict[str, Any] = {
-        "step": steps,
-        **{f"{LOSS_PREFIX}{name}": values for name, values in losses.items()},
-    }
     buffer = io.StringIO()
-    pd.DataFrame(table).to_csv(buffer, index=False, lineterminator="\n")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["step", *(f"{LOSS_PREFIX}{name}" for name in losses)])
+    for row, step in enumerate(steps):
+        values = [float(column[row]) for column in losses.values()]
+        writer.writerow([int(step), *("" if math.isnan(value) else value for value in values)])
     return buffer.getvalue()

@@ -14,7 +14,7 @@ from scipy.stats import qmc
 from cptplan.config import Project, Start
 from cptplan.mixture import ConstantMixture
 from cptplan.run_spec import ModelSource, RunSpec, Source, ValidationSet, default_eval_steps
-from cptplan.schedule import ConstantSchedule, WsdSchedule
+from cptplan.schedule import ConstantSchedule, Schedule, WsdSchedule
 
 SMALL_REPLAY = 0.05  # of the replay range: 3 % when it is 0 to 60 %
 
@@ -61,8 +61,12 @@ def design_pilots(project: Project) -> tuple[PilotCell, ...]:
     extra = project.pilot.num_runs - len(_CELLS)
     cells = list(_CELLS[: project.pilot.num_runs])
     if extra > 0:
-        for number, (rate, replay) in enumerate(qmc.Sobol(2, seed=project.seed).random(1 << extra.bit_length())[:extra]):
-            cells.append(_Cell(float(rate), float(replay) ** 2, 0.5 * (number % 2), number // 2 % 2, "fills the space between"))
+        for number, (rate, replay) in enumerate(
+            qmc.Sobol(2, seed=project.seed).random(1 << extra.bit_length())[:extra]
+        ):
+            cells.append(
+                _Cell(float(rate), float(replay) ** 2, 0.5 * (number % 2), number // 2 % 2, "fills the space between")
+            )
     return tuple(_to_units(cell, project) for cell in cells)
 
 
@@ -79,7 +83,9 @@ def _to_units(cell: _Cell, project: Project) -> PilotCell:
     )
 
 
-def run_schedule(*, peak_lr: float, total_steps: int, warmup_steps: int, decay_share: float) -> ConstantSchedule | WsdSchedule:
+def run_schedule(
+    *, peak_lr: float, total_steps: int, warmup_steps: int, decay_share: float
+) -> ConstantSchedule | WsdSchedule:
     """Constant rate, or WSD whose last decay_share of the steps falls linearly to 0."""
     decay_steps = min(round(decay_share * total_steps), total_steps - warmup_steps)
     if decay_steps == 0:
@@ -90,7 +96,13 @@ def run_schedule(*, peak_lr: float, total_steps: int, warmup_steps: int, decay_s
 
 
 def run_spec(
-    project: Project, data_dir: str, *, name: str, start: Start, schedule: ConstantSchedule | WsdSchedule, replay_ratio: float
+    project: Project,
+    data_dir: str,
+    *,
+    name: str,
+    start: Start,
+    schedule: Schedule,
+    replay_ratio: float,
 ) -> RunSpec:
     """The spec of one CPT run of a project, pilot or final: only start, schedule, replay and length differ between them.
 
@@ -107,7 +119,8 @@ def run_spec(
             for role, c in corpora
         ),
         validation=tuple(
-            ValidationSet(name=c.name, path=f"{data_dir}/{c.name}", num_tokens=data.validation_tokens) for _, c in corpora
+            ValidationSet(name=c.name, path=f"{data_dir}/{c.name}", num_tokens=data.validation_tokens)
+            for _, c in corpora
         ),
         schedule=schedule,
         mixture=ConstantMixture(replay_ratio=replay_ratio),

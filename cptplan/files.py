@@ -20,13 +20,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises:    StorageError if the place cannot be written; RunFailedError if the disk is full.
     """
+    _replace(path, content, durable=True)
+
+
+def _replace(path: Path, content: bytes, *, durable: bool) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -47,12 +52,14 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
-    Raises:    ConfigError if it is missing or not JSON, with the line and column.
+    Raises:    ConfigError if it is missing, cannot be read, or is not JSON, with the line and column.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"file must exist; got no {path}.", hint="check the path") from error
+    except OSError as error:
+        raise ConfigError(f"file must be readable; got {error.strerror} for {path}.", hint="check the path") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"file must be JSON; got {error} in {path}.", hint="mend or remove the file") from error
 
@@ -91,7 +98,7 @@ def hash_file(path: Path) -> str:
 def write_progress(
     path: Path, *, done: int, total: int, unit: str, message: str = "", extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Say how far a process is, for the one that waits for it. Lost on a crash without harm."""
+    """Say how far a process is, for the one that waits for it. Whole at any time, but lost if the machine stops."""
     record = {
         "done": done,
         "total": total,
@@ -100,6 +107,4 @@ def write_progress(
         "pid": os.getpid(),
         "time": time.time(),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({**record, **(extra or {})}), encoding="utf-8")
-    temporary.replace(path)
+    _replace(path, json.dumps({**record, **(extra or {})}).encode("utf-8"), durable=False)

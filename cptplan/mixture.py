@@ -131,8 +131,8 @@ def source_of_sequences(
     """Which source each sequence of a run comes from, and its number within that source.
 
     Source 0 is general; 1.. are the domains, which share the rest by their weights. The split is nested (general
-    against all domains, the first domain against the others, and so on), each level rounded by cumulative_counts, so
-    every source is within one sequence of its exact share at every prefix.
+    against all domains, the first domain against the others, and so on), each level rounded by cumulative_counts. At
+    every prefix general is within half a sequence of its exact share, and domain k (1, 2, ..) within (1 + k) / 2.
 
     Args:      replay: general share at every step, shape (steps,). domain_weights: >= 0, not all zero unless the replay
                ratio is 1 throughout, shape (domains,). sequences_per_step: sequences in one optimiser step.

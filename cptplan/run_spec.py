@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from cptplan.contract import Contract, parse_as
+from cptplan.contract import Contract
 from cptplan.errors import ConfigError, MixtureError
 from cptplan.files import read_json, write_json
 from cptplan.mixture import Mixture
-from cptplan.schedule import Schedule, load_tables
+from cptplan.schedule import Schedule, read_schedule
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -103,12 +103,18 @@ class RunSpec(Contract):
         ratios = self.replay_ratios()
         if "general" not in roles and ratios.max() > 0:
             raise MixtureError(
-                "replay_ratio must be 0 without a general source; got more.", hint="add a general source"
+                f"replay_ratio must be 0 without a general source; got {ratios.max():g}.",
+                hint="add a general source",
             )
         if "domain" not in roles and ratios.min() < 1:
-            raise MixtureError("replay_ratio must be 1 without a domain source; got less.", hint="add a domain source")
-        if len({s.name for s in self.sources}) < len(self.sources):
-            raise ConfigError("sources must have different names; got a repeat.", hint="rename one")
+            raise MixtureError(
+                f"replay_ratio must be 1 without a domain source; got {ratios.min():g}.", hint="add a domain source"
+            )
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"sources must have different names; got {', '.join(names)}.", hint="rename one")
+        if "domain" in roles and not sum(source.weight for source in self.sources if source.role == "domain"):
+            raise ConfigError("weight must be above 0 for a domain source; got 0 for all.", hint="weigh one with 1")
         if sum(s.role == "general" for s in self.sources) > 1:
             raise ConfigError("sources must hold at most one of role general; got more.", hint="pack them into one")
         beyond = [step for step in (*self.keep_steps, *(self.eval_steps or ())) if step > self.total_steps]
@@ -159,8 +165,10 @@ def read_run_spec(path: Path) -> RunSpec:
 
     Raises:    ConfigError (or its schedule and mixture kinds) naming the rule, the value, the field and the file.
     """
-    spec: RunSpec = parse_as(RunSpec, read_json(path), str(path))
-    return spec.model_copy(update={"schedule": load_tables(spec.schedule, str(path), path.parent)})
+    value = read_json(path)
+    if isinstance(value, dict) and "schedule" in value:
+        value = {**value, "schedule": read_schedule(value["schedule"], f"schedule of {path}", path.parent)}
+    return RunSpec.parse(value, str(path))
 
 
 def write_run_spec(path: Path, spec: RunSpec) -> None:

@@ -61,8 +61,7 @@ class _PeakSchedule(_Schedule):
         return self
 
     def _at(self, time: FloatArray) -> FloatArray:
-        warm = np.minimum(time / max(self.warmup_steps, 1), 1.0)
-        rising = self.init_lr + (self.peak_lr - self.init_lr) * warm
+        rising = np.interp(time, [0, max(self.warmup_steps, 1)], [self.init_lr, self.peak_lr])
         return np.where(time <= self.warmup_steps, rising, self._after_warmup(time))
 
     def _after_warmup(self, time: FloatArray) -> FloatArray:
@@ -132,8 +131,7 @@ class WsdSchedule(_DecayingSchedule):
 
     def _after_warmup(self, time: FloatArray) -> FloatArray:
         progress = self._progress(time, self.total_steps - self.decay_steps, self.total_steps)
-        decayed = decay(self.decay_shape, progress, self.peak_lr, self.min_lr)
-        return decayed if self.decay_steps else np.full_like(time, self.peak_lr)
+        return decay(self.decay_shape, progress, self.peak_lr, self.min_lr)
 
 
 class InfiniteSchedule(_DecayingSchedule):
@@ -162,7 +160,6 @@ class InfiniteSchedule(_DecayingSchedule):
 
     def _after_warmup(self, time: FloatArray) -> FloatArray:
         cooled = self._progress(time, self.warmup_steps, self.warmup_steps + self.cooldown_steps)
-        cooled = cooled if self.cooldown_steps else np.ones_like(time)
         plateau = decay("cosine", cooled, self.peak_lr, self.const_lr)
         annealing_start = self.total_steps - self.decay_steps
         annealed = decay(
@@ -223,14 +220,14 @@ class TableSchedule(Contract):
     """The rate of every step as logged: in the file itself (values) or beside it (file, a .npy array)."""
 
     kind: Literal["table"]
-    values: tuple[Rate, ...] | None = None
+    values: Annotated[tuple[Rate, ...], Field(min_length=1)] | None = None
     file: str | None = None
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
-        if (self.values is None) == (self.file is None) or self.values == ():
+        if (self.values is None) == (self.file is None):
             raise ScheduleError(
-                "table must have either values or file, and at least one step; got neither or both.",
+                f"table must have either values or file; got {'neither' if self.file is None else 'both'}.",
                 hint="give values: [..] or file: name.lr.npy",
             )
         return self
@@ -298,7 +295,7 @@ def decay(shape: DecayShape, progress: FloatArray, start_lr: float, stop_lr: flo
         "cosine": 0.5 * (1.0 + np.cos(math.pi * progress)),
         "sqrt": 1.0 - np.sqrt(progress),
     }[shape]
-    return stop_lr + (start_lr - stop_lr) * share
+    return np.where(share == 1.0, start_lr, stop_lr + (start_lr - stop_lr) * share)  # exact at both ends
 
 
 def read_schedule(value: object, where: str, directory: Path | None = None) -> Any:
@@ -320,14 +317,22 @@ def load_tables(schedule: Any, where: str, directory: Path) -> Any:
     path = directory / schedule.file
     try:
         rates = np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
-    except (OSError, ValueError) as error:
+    except FileNotFoundError as error:
+        raise ScheduleError(f"table file must exist; got no {path}, named in {where}.", hint="check file") from error
+    except (OSError, ValueError, TypeError, EOFError) as error:
         raise ScheduleError(
-            f"table file must be a .npy array; got {error} for {path} named in {where}.",
+            f"table file must be a .npy array of numbers; got something else in {path}, named in {where}.",
             hint="write it with numpy.save",
         ) from error
-    if rates.ndim != 1 or not len(rates) or not np.all(np.isfinite(rates)) or rates.min() < 0:
+    if rates.ndim != 1 or not len(rates):
         raise ScheduleError(
-            f"table must hold one finite rate >= 0 for each step; got shape {rates.shape} in {path}.",
-            hint="one float per optimiser step",
+            f"table must be one rate for each step; got an array of shape {rates.shape} in {path}.",
+            hint="write one float per optimiser step",
+        )
+    wrong = np.flatnonzero(~(np.isfinite(rates) & (rates >= 0)))
+    if len(wrong):
+        raise ScheduleError(
+            f"rates must be finite and at least 0; got {rates[wrong[0]]:g} at index {wrong[0]} in {path}.",
+            hint="write one float per optimiser step",
         )
     return TableSchedule(kind="table", values=tuple(rates.tolist()))

@@ -86,7 +86,9 @@ class SearchResult:
         return tuple(front)
 
 
-def search(score: Callable[[Knobs], Score], space: Space, *, storage: Path, trials: int = 120, seed: int = 0) -> SearchResult:
+def search(
+    score: Callable[[Knobs], Score], space: Space, *, storage: Path, trials: int = 120, seed: int = 0
+) -> SearchResult:
     """The best knobs of a space.
 
     Args:      score: the law's word on a candidate; deterministic. storage: journal file of the Optuna study, written
@@ -132,7 +134,10 @@ def _rank(candidate: Evaluated) -> tuple[float, float]:
 def grid(space: Space) -> list[Knobs]:
     """A coarse grid over everything, at the full length and at half of it."""
     rates = np.geomspace(*space.peak_lr, GRID_RATES)
-    replays = np.linspace(0.0, 1.0, GRID_REPLAYS) ** 2 * (space.replay_ratio[1] - space.replay_ratio[0]) + space.replay_ratio[0]
+    replays = (
+        np.linspace(0.0, 1.0, GRID_REPLAYS) ** 2 * (space.replay_ratio[1] - space.replay_ratio[0])
+        + space.replay_ratio[0]
+    )
     decays = [d for d in GRID_DECAYS if space.decay_share[0] <= d <= space.decay_share[1]] or [space.decay_share[0]]
     lengths = sorted({space.total_steps[1], max(space.total_steps[1] // 2, space.total_steps[0])})
     return [
@@ -152,16 +157,26 @@ def polish(score: Callable[[Knobs], Score], space: Space, start: Evaluated) -> E
 
     def knobs_at(x: FloatArray) -> Knobs:
         rate, replay, decay = np.clip(x, low, high)
-        return Knobs(peak_lr=float(np.exp(rate)), replay_ratio=float(replay), total_steps=start.knobs.total_steps,
-                     decay_share=float(decay), start=start.knobs.start)
+        return Knobs(
+            peak_lr=float(np.exp(rate)),
+            replay_ratio=float(replay),
+            total_steps=start.knobs.total_steps,
+            decay_share=float(decay),
+            start=start.knobs.start,
+        )
 
     def cost(x: FloatArray) -> float:
         found = score(knobs_at(x))
         return found.objective + 100.0 * max(found.violation, 0.0)
 
     begin = np.array([np.log(start.knobs.peak_lr), start.knobs.replay_ratio, start.knobs.decay_share])
-    found = minimize(cost, begin, method="Nelder-Mead", bounds=list(zip(low, high, strict=True)),
-                     options={"maxfev": 60, "xatol": 1e-3, "fatol": 1e-5})
+    found = minimize(
+        cost,
+        begin,
+        method="Nelder-Mead",
+        bounds=list(zip(low, high, strict=True)),
+        options={"maxfev": 60, "xatol": 1e-3, "fatol": 1e-5},
+    )
     knobs = knobs_at(np.asarray(found.x))
     polished = Evaluated(knobs=knobs, score=score(knobs))
     return min(polished, start, key=_rank)
@@ -178,15 +193,25 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def _knobs(params: Mapping[str, Any]) -> Knobs:
-    return Knobs(peak_lr=params["peak_lr"], replay_ratio=params["replay_ratio"], total_steps=round(params["length"]),
-                 decay_share=params["decay_share"], start=params["start"])
+    return Knobs(
+        peak_lr=params["peak_lr"],
+        replay_ratio=params["replay_ratio"],
+        total_steps=round(params["length"]),
+        decay_share=params["decay_share"],
+        start=params["start"],
+    )
 
 
 def _as_trial(candidate: Evaluated, distributions: Mapping[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
     knobs = candidate.knobs
     return optuna.trial.create_trial(
-        params={"peak_lr": knobs.peak_lr, "replay_ratio": knobs.replay_ratio, "length": float(knobs.total_steps),
-                "decay_share": knobs.decay_share, "start": knobs.start},
+        params={
+            "peak_lr": knobs.peak_lr,
+            "replay_ratio": knobs.replay_ratio,
+            "length": float(knobs.total_steps),
+            "decay_share": knobs.decay_share,
+            "start": knobs.start,
+        },
         distributions=dict(distributions),
         value=candidate.score.objective,
     )
@@ -196,5 +221,6 @@ def front_labels(front: Sequence[Evaluated]) -> tuple[str, ...]:
     """What to show for each point of a Pareto front."""
     return tuple(
         f"peak_lr {e.knobs.peak_lr:.2g}, replay {e.knobs.replay_ratio:.0%}, {e.knobs.total_steps} steps, "
-        f"decay {e.knobs.decay_share:.0%}, from {e.knobs.start}" for e in front
+        f"decay {e.knobs.decay_share:.0%}, from {e.knobs.start}"
+        for e in front
     )

@@ -56,6 +56,10 @@ class FittedLaw:
     held_out: tuple[HeldOut, ...]
     in_sample_error: float
     """Root mean square of the relative residuals of the fit."""
+    transient_error: float
+    """Root mean square of the relative residuals of the CPT points before settled_step, which are not fitted."""
+    settled_step: int
+    """First CPT step that was fitted."""
     longest_area: float
     """Largest CPT area among the pilots, in steps at the reference rate."""
 
@@ -77,8 +81,8 @@ class FittedLaw:
         curves = np.stack([predict(self.law, draw, history, steps) for draw in self.draws])
         rng = np.random.default_rng(seed)
         freedom = max(len(self.held_out) - 1, 2)
-        offsets = self.discrepancy * rng.standard_t(freedom, len(self.draws))
-        return curves * (1.0 + offsets[:, None] * self._growth(history, steps))
+        offsets = rng.standard_t(freedom, len(self.draws))
+        return curves * (1.0 + offsets[:, None] * self._discrepancy_along(history, steps))
 
     def predict(self, history: RunHistory, steps: IntArray, level: float = 0.9, seed: int = 0) -> Prediction:
         """Mean and central interval of the run's loss after each step.
@@ -91,14 +95,19 @@ class FittedLaw:
         mean = self.mean(history, steps)
         return Prediction(mean=mean, low=np.minimum(low, mean), high=np.maximum(high, mean), level=level)
 
-    def _growth(self, history: RunHistory, steps: IntArray) -> FloatArray:
-        """How the discrepancy grows along a run: 0 before training, 1 at the pilots' length, more beyond, shape (points,).
+    def _discrepancy_along(self, history: RunHistory, steps: IntArray) -> FloatArray:
+        """Relative standard deviation of what the law misses along a run, shape (points,).
 
-        Beyond, by one for each doubling of the area (assumed; checked on longer runs in reports/).
+        Nothing before training, the transient's error until it settles, the held-out error at the pilots' length, and
+        beyond it as much again for each doubling of the area (assumed; checked on longer runs in reports/).
         """
         area = np.concatenate([[0.0], np.cumsum(history.lr / self.law.reference_lr)])[steps]
         beyond = np.log2(np.maximum(area / max(self.longest_area, 1e-12), 1.0))
-        return np.minimum(area / (0.02 * self.longest_area + 1e-12), 1.0) * (1.0 + beyond)
+        settled = self.discrepancy * (1.0 + beyond)
+        if history.phase == "pretrain":
+            return settled
+        transient = np.where(steps == 0, 0.0, max(self.transient_error, self.discrepancy))
+        return np.where(steps < self.settled_step, transient, settled)
 
 
 def draw(
@@ -108,10 +117,15 @@ def draw(
     best: Solution,
     held_out: tuple[HeldOut, ...],
     *,
+    transient: Sequence[Observations] = (),
+    settled_step: int = 0,
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> FittedLaw:
-    """The fitted law with draws of its parameters: the fit repeated from the best one under random curve weights."""
+    """The fitted law with draws of its parameters: the fit repeated from the best one under random curve weights.
+
+    Args:      data: the points that were fitted. transient: the CPT points before settled_step, which were not.
+    """
     rng = np.random.default_rng(seed)
     draws = tuple(solve(law, data, curve_weights=_bootstrap_weights(rng, data), start=best) for _ in range(num_draws))
     pilots = [d for d in data if d.history.phase == "cpt"]
@@ -122,6 +136,8 @@ def draw(
         draws=draws,
         held_out=held_out,
         in_sample_error=in_sample_error(law, best, data),
+        transient_error=in_sample_error(law, best, transient) if transient else 0.0,
+        settled_step=settled_step,
         longest_area=max((float(np.sum(d.history.lr)) / law.reference_lr for d in pilots), default=0.0),
     )
 

@@ -10,7 +10,7 @@ from cptplan.errors import CurveError
 from cptplan.fit.fitted import NUM_DRAWS, FittedLaw, draw, held_out_errors, in_sample_error, rms
 from cptplan.fit.separable import solve
 from cptplan.laws.cpt import PUBLISHED, CptForm, CptLaw, Side
-from cptplan.laws.history import observations
+from cptplan.laws.history import observations, transient_points
 
 SETTLED_WARMUPS = 4  # measured: after four warm-ups the jump of cold optimiser moments is over, reports/decisions/0002
 MIN_PILOTS = 3  # assumed: fewer leave nothing to hold out
@@ -55,7 +55,8 @@ def select_law(
                is forgetting ("general") or learning ("domain").
     Raises:    CurveError if fewer than three CPT curves have the set.
     """
-    data = observations(curves, set_name, skip_steps=settled_step(curves))
+    settled = settled_step(curves)
+    data = observations(curves, set_name, skip_steps=settled)
     pilots = [d for d in data if d.history.phase == "cpt"]
     if len(pilots) < MIN_PILOTS:
         raise CurveError(
@@ -71,7 +72,17 @@ def select_law(
         tried.append((rms([h.late_error for h in held_out]), law, best, held_out))
     tried.sort(key=lambda item: item[0])
     _, law, best, held_out = tried[0]
-    fitted = draw(law, set_name, data, best, held_out, num_draws=num_draws, seed=seed)
+    fitted = draw(
+        law,
+        set_name,
+        data,
+        best,
+        held_out,
+        transient=transient_points(observations(curves, set_name), settled),
+        settled_step=settled,
+        num_draws=num_draws,
+        seed=seed,
+    )
     candidates = tuple(
         Candidate(form=law.name, discrepancy=error, in_sample_error=in_sample_error(law, best, data))
         for error, law, best, _ in tried

@@ -89,7 +89,10 @@ class _Problem:
         self.observed = np.concatenate([d.loss for d in data])
         weights = np.ones(len(data)) if curve_weights is None else curve_weights
         self.weight = np.concatenate(
-            [np.full(len(d.loss), np.sqrt(w * POINTS_PER_CURVE / len(d.loss))) for d, w in zip(data, weights, strict=True)]
+            [
+                np.full(len(d.loss), np.sqrt(w * POINTS_PER_CURVE / len(d.loss)))
+                for d, w in zip(data, weights, strict=True)
+            ]
         )
         self.signs = np.array([term.sign for term in law.terms], dtype=np.float64)
         self.lower = np.array([p.to_z(max(p.low, 1e-12) if p.log_scale else p.low) for p in law.parameters])
@@ -114,9 +117,13 @@ class _Problem:
         found, _ = nnls(signed / size, weight)
         return np.where(self.signs < 0, -1.0, 1.0) * found / size
 
-    def search(self, values: FloatArray, scale: float, *, rounds: int = REWEIGHTING_ROUNDS, fixed_scale: bool = False) -> Solution:
+    def search(
+        self, values: FloatArray, scale: float, *, rounds: int = REWEIGHTING_ROUNDS, fixed_scale: bool = False
+    ) -> Solution:
         """Local search from some values; each round sets the robust weights and the scale anew."""
-        z = np.clip([p.to_z(float(v)) for p, v in zip(self.law.parameters, values, strict=True)], self.lower, self.upper)
+        z = np.clip(
+            [p.to_z(float(v)) for p, v in zip(self.law.parameters, values, strict=True)], self.lower, self.upper
+        )
         robust = np.ones_like(self.observed)
         converged = True
         for _ in range(rounds):
@@ -127,7 +134,9 @@ class _Problem:
                 relative = matrix @ self.coefficients(matrix, weight) - 1.0
                 return np.concatenate([weight * relative / scale, (at - self.centre) / self.width])
 
-            found = least_squares(residuals, z, bounds=(self.lower, self.upper), x_scale=self.width, ftol=1e-5, xtol=1e-5, max_nfev=40)
+            found = least_squares(
+                residuals, z, bounds=(self.lower, self.upper), x_scale=self.width, ftol=1e-5, xtol=1e-5, max_nfev=40
+            )
             z, converged = found.x, bool(found.status > 0)
             matrix = self.matrix(z)
             coefficients = self.coefficients(matrix, weight)
@@ -137,6 +146,10 @@ class _Problem:
             size = np.abs(relative) / (1.345 * scale)
             robust = 1.0 / np.sqrt(np.maximum(size, 1.0))
         huber = np.where(size <= 1.0, 0.5 * relative**2, 1.345 * scale * (np.abs(relative) - 0.5 * 1.345 * scale))
-        objective = float(np.sum(self.weight**2 * huber) / scale**2 + 0.5 * np.sum(((z - self.centre) / self.width) ** 2))
+        objective = float(
+            np.sum(self.weight**2 * huber) / scale**2 + 0.5 * np.sum(((z - self.centre) / self.width) ** 2)
+        )
         objective += POINTS_PER_CURVE * len(self.data) * float(np.log(scale))
-        return Solution(values=self.values(z), coefficients=coefficients, scale=scale, objective=objective, converged=converged)
+        return Solution(
+            values=self.values(z), coefficients=coefficients, scale=scale, objective=objective, converged=converged
+        )

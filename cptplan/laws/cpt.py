@@ -55,34 +55,101 @@ class CptLaw:
         self.side = side
         self.reference_lr = reference_lr
         self.form = form or CptForm()
-        self.name = f"cpt_{self.form.amplitude}" + ("_clock" if self.form.clock else "") + ("_power" if self.form.free_power else "")
-        self.parameters = self._parameters()
-        self.terms = (
+        self.name = (
+            f"cpt_{self.form.amplitude}"
+            + ("_clock" if self.form.clock else "")
+            + ("_power" if self.form.free_power else "")
+        )
+        self.parameters: tuple[Parameter, ...] = self._parameters()
+        self.terms: tuple[Term, ...] = (
             Term(name="L0", meaning="loss that no training removes, nats per token", sign=1),
             Term(name="A", meaning="size of the base term", sign=1),
             Term(name="C1", meaning="gain per annealing area of pre-training", sign=1),
             Term(name="C2", meaning="gain per annealing area of CPT", sign=1),
-            Term(name="B", meaning="size of the distribution shift, nats per token", sign=1 if side == "general" else -1),
+            Term(
+                name="B", meaning="size of the distribution shift, nats per token", sign=1 if side == "general" else -1
+            ),
         )
 
     def _parameters(self) -> tuple[Parameter, ...]:
         found = [
             # published range of alpha 0.44-0.70 (arXiv:2505.07796 fits), prior wide
             Parameter(name="alpha", meaning="exponent of the base term", low=0.05, high=2.0, start=0.5, prior_sd=0.5),
-            Parameter(name="E", meaning="pace of the shift per step at the reference rate", low=1e-4, high=1e2, start=0.05, prior_sd=2.5),
+            Parameter(
+                name="E",
+                meaning="pace of the shift per step at the reference rate",
+                low=1e-4,
+                high=1e2,
+                start=0.05,
+                prior_sd=2.5,
+            ),
             Parameter(name="beta", meaning="exponent of the shift", low=0.02, high=2.0, start=0.2, prior_sd=0.7),
-            Parameter(name="forgetting_time", meaning="1 / (1 - lambda): steps an annealing takes to pay", low=5.0, high=5000.0, start=20.0, prior_sd=0.7),
+            Parameter(
+                name="forgetting_time",
+                meaning="1 / (1 - lambda): steps an annealing takes to pay",
+                low=5.0,
+                high=5000.0,
+                start=20.0,
+                prior_sd=0.7,
+            ),
         ]
         if self.form.free_power:
-            found.append(Parameter(name="p", meaning="power of the rate in the areas", low=0.2, high=1.2, start=0.8, prior_sd=0.2, log_scale=False))
+            found.append(
+                Parameter(
+                    name="p",
+                    meaning="power of the rate in the areas",
+                    low=0.2,
+                    high=1.2,
+                    start=0.8,
+                    prior_sd=0.2,
+                    log_scale=False,
+                )
+            )
         if self.form.clock:
-            found.append(Parameter(name="gamma", meaning="power of the domain share in the shift's clock", low=0.0, high=2.0, start=0.7, prior_sd=0.4, log_scale=False))
+            found.append(
+                Parameter(
+                    name="gamma",
+                    meaning="power of the domain share in the shift's clock",
+                    low=0.0,
+                    high=2.0,
+                    start=0.7,
+                    prior_sd=0.4,
+                    log_scale=False,
+                )
+            )
         if self.form.amplitude == "exponential":
-            found.append(Parameter(name="a", meaning="curvature of the shift in the domain share", low=0.05, high=20.0, start=3.0, prior_sd=0.8))
+            found.append(
+                Parameter(
+                    name="a",
+                    meaning="curvature of the shift in the domain share",
+                    low=0.05,
+                    high=20.0,
+                    start=3.0,
+                    prior_sd=0.8,
+                )
+            )
         elif self.form.amplitude == "logarithmic" and self.side == "general":
-            found.append(Parameter(name="epsilon", meaning="replay share that counts as none", low=1e-6, high=10.0, start=1e-2, prior_sd=3.0))
+            found.append(
+                Parameter(
+                    name="epsilon",
+                    meaning="replay share that counts as none",
+                    low=1e-6,
+                    high=10.0,
+                    start=1e-2,
+                    prior_sd=3.0,
+                )
+            )
         elif self.form.amplitude == "logarithmic":
-            found.append(Parameter(name="a", meaning="curvature of the shift in the domain share", low=0.05, high=20.0, start=3.0, prior_sd=0.8))
+            found.append(
+                Parameter(
+                    name="a",
+                    meaning="curvature of the shift in the domain share",
+                    low=0.05,
+                    high=20.0,
+                    start=3.0,
+                    prior_sd=0.8,
+                )
+            )
         return tuple(found)
 
     def columns(self, values: FloatArray, history: RunHistory, steps: IntArray) -> FloatArray:

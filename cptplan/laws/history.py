@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,9 +84,7 @@ def history_of(curve: LossCurve, curves: Mapping[str, LossCurve]) -> RunHistory:
     )
 
 
-def observations(
-    curves: Mapping[str, LossCurve], set_name: str, *, skip_steps: int = 0
-) -> tuple[Observations, ...]:
+def observations(curves: Mapping[str, LossCurve], set_name: str, *, skip_steps: int = 0) -> tuple[Observations, ...]:
     """The points of one validation set on all curves that have it, warm-up of pre-training left out.
 
     Args:      curves: a curve directory. set_name: validation set. skip_steps: first steps of each CPT run left out,
@@ -105,10 +103,18 @@ def observations(
         elif history.phase == "cpt":
             keep &= (curve.steps == 0) | (curve.steps >= skip_steps)
         if keep.any():
-            found.append(
-                Observations(name=curve.name, history=history, steps=curve.steps[keep], loss=loss[keep])
-            )
+            found.append(Observations(name=curve.name, history=history, steps=curve.steps[keep], loss=loss[keep]))
     if not found:
         sets = sorted({name for curve in curves.values() for name in curve.losses})
         raise CurveError(f"curves must have loss_{set_name}; got {', '.join(sets)}.", hint="name a set that was logged")
+    return tuple(found)
+
+
+def transient_points(data: Sequence[Observations], settled_step: int) -> tuple[Observations, ...]:
+    """The points of CPT curves after step 0 and before settled_step."""
+    found = []
+    for points in data:
+        keep = (points.steps > 0) & (points.steps < settled_step)
+        if points.history.phase == "cpt" and keep.any():
+            found.append(replace(points, steps=points.steps[keep], loss=points.loss[keep]))
     return tuple(found)

@@ -1,0 +1,141 @@
+"""Fits on disk: fits/<hash>/law.json (what was fitted), draws.npz (its uncertainty), report.json (how well it fits)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cptplan.contract import Contract
+from cptplan.errors import ConfigError
+from cptplan.files import read_json, write_bytes, write_json
+from cptplan.fit.fitted import FittedLaw, HeldOut
+from cptplan.fit.select import Selection
+from cptplan.fit.separable import Solution
+from cptplan.laws.cpt import CptForm, CptLaw
+
+
+class StoredLaw(Contract):
+    """One validation set's law as JSON."""
+
+    side: Literal["general", "domain"]
+    reference_lr: float
+    amplitude: Literal["exponential", "logarithmic", "none"]
+    clock: bool
+    free_power: bool
+    parameters: dict[str, float]
+    coefficients: dict[str, float]
+    scale: float
+    objective: float
+    converged: bool
+    held_out: tuple[tuple[str, float, float], ...]
+    """Curve, late error and end error of each pilot when it was left out, relative."""
+    in_sample_error: float
+    transient_error: float
+    settled_step: int
+    longest_area: float
+
+
+class StoredFit(Contract):
+    """law.json: the laws of all validation sets of a campaign."""
+
+    schema_version: Literal[1] = 1
+    curves_hash: str
+    laws: dict[str, StoredLaw]
+
+
+def write_fit(directory: Path, curves_hash: str, selections: Mapping[str, Selection]) -> None:
+    """Write a fit; law.json last, so that a fit that is there is whole."""
+    arrays: dict[str, Any] = {}
+    for name, selection in selections.items():
+        arrays[f"{name}.values"] = np.stack([d.values for d in selection.fitted.draws])
+        arrays[f"{name}.coefficients"] = np.stack([d.coefficients for d in selection.fitted.draws])
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(directory / "draws.npz", buffer.getvalue())
+    write_json(
+        directory / "report.json",
+        {
+            "schema_version": 1,
+            "sets": {
+                name: [
+                    {"form": c.form, "discrepancy": c.discrepancy, "in_sample_error": c.in_sample_error}
+                    for c in selection.candidates
+                ]
+                for name, selection in selections.items()
+            },
+        },
+    )
+    stored = StoredFit(curves_hash=curves_hash, laws={name: _store(s.fitted) for name, s in selections.items()})
+    write_json(directory / "law.json", stored.to_json())
+
+
+def _store(fitted: FittedLaw) -> StoredLaw:
+    law, best = fitted.law, fitted.best
+    return StoredLaw(
+        side=law.side,
+        reference_lr=law.reference_lr,
+        amplitude=law.form.amplitude,
+        clock=law.form.clock,
+        free_power=law.form.free_power,
+        parameters={p.name: float(v) for p, v in zip(law.parameters, best.values, strict=True)},
+        coefficients={t.name: float(v) for t, v in zip(law.terms, best.coefficients, strict=True)},
+        scale=best.scale,
+        objective=best.objective,
+        converged=best.converged,
+        held_out=tuple((h.curve, h.late_error, h.end_error) for h in fitted.held_out),
+        in_sample_error=fitted.in_sample_error,
+        transient_error=fitted.transient_error,
+        settled_step=fitted.settled_step,
+        longest_area=fitted.longest_area,
+    )
+
+
+def read_fit(directory: Path) -> dict[str, FittedLaw]:
+    """The fitted laws of a fit directory, by validation set.
+
+    Raises:    ConfigError if law.json or draws.npz is missing or does not fit the other.
+    """
+    stored = StoredFit.parse(read_json(directory / "law.json"), str(directory / "law.json"))
+    try:
+        with np.load(directory / "draws.npz", allow_pickle=False) as arrays:
+            draws = {key: np.asarray(arrays[key], dtype=np.float64) for key in arrays.files}
+        return {
+            name: _load(name, law, draws[f"{name}.values"], draws[f"{name}.coefficients"])
+            for name, law in stored.laws.items()
+        }
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"draws.npz must hold the draws of law.json; got {error} in {directory}.", hint="run cptplan fit again"
+        ) from error
+
+
+def _load(name: str, stored: StoredLaw, values: Any, coefficients: Any) -> FittedLaw:
+    form = CptForm(amplitude=stored.amplitude, clock=stored.clock, free_power=stored.free_power)
+    law = CptLaw(stored.side, stored.reference_lr, form)
+
+    def solution(parameters: Any, linear: Any) -> Solution:
+        return Solution(
+            values=np.asarray(parameters, dtype=np.float64),
+            coefficients=np.asarray(linear, dtype=np.float64),
+            scale=stored.scale,
+            objective=stored.objective,
+            converged=stored.converged,
+        )
+
+    return FittedLaw(
+        set_name=name,
+        law=law,
+        best=solution(
+            [stored.parameters[p.name] for p in law.parameters], [stored.coefficients[t.name] for t in law.terms]
+        ),
+        draws=tuple(solution(v, c) for v, c in zip(values, coefficients, strict=True)),
+        held_out=tuple(HeldOut(curve=c, late_error=late, end_error=end) for c, late, end in stored.held_out),
+        in_sample_error=stored.in_sample_error,
+        transient_error=stored.transient_error,
+        settled_step=stored.settled_step,
+        longest_area=stored.longest_area,
+    )

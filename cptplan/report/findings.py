@@ -1,0 +1,184 @@
+"""What each figure of a report says, in one sentence, worked out from the same data that it is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cptplan.report.data import OutcomeRow, ReportData, RunView, Surface
+
+QUANTITIES = {
+    "loss_general": "General loss",
+    "loss_domain": "Domain loss",
+    "forgetting_ratio": "Forgetting ratio",
+    "objective": "Weighted objective",
+}
+ROLES = {"chosen": "chosen plan", "rule_of_thumb": "rule of thumb", "pilot": "pilot", "base": "base model"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FigureText:
+    """Words of one figure: the finding as its title, and how to read it."""
+
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coverage:
+    """How many measured losses fall inside the predicted band, and the mean size of the error, nats per token."""
+
+    inside: int
+    measured: int
+    mean_error: float
+
+
+def coverage(runs: Iterable[RunView]) -> Coverage:
+    """Count over all curves that are both measured and predicted; step 0 is left out, it is known beforehand."""
+    inside, errors = 0, []
+    for curve in (curve for run in runs for curve in run.curves if curve.predicted_steps):
+        steps, losses = np.array(curve.measured_steps), np.array(curve.measured_losses)
+        within = (steps > 0) & (steps >= curve.predicted_steps[0]) & (steps <= curve.predicted_steps[-1])
+        mean, low, high = curve.predicted_at(steps[within])
+        inside += int(np.sum((losses[within] >= low) & (losses[within] <= high)))
+        errors.extend(np.abs(losses[within] - mean).tolist())
+    return Coverage(inside=inside, measured=len(errors), mean_error=float(np.mean(errors)) if errors else 0.0)
+
+
+def figure_texts(data: ReportData) -> dict[str, FigureText]:
+    """The words of every figure that the data can fill, by figure name, in the order of the page."""
+    texts: dict[str, FigureText] = {}
+    if any(run.curves for run in data.runs_of("chosen", "rule_of_thumb")):
+        texts["curves"] = _curves_text(data)
+    if final_losses(data):
+        texts["parity"] = _parity_text(data)
+    if data.surface is not None:
+        texts["surface"] = _surface_text(data, data.surface)
+    if data.pareto is not None and data.pareto.points:
+        texts["pareto"] = _pareto_text(data)
+    if any(run.lr for run in data.runs_of("chosen", "rule_of_thumb", "pilot")):
+        texts["schedules"] = _schedules_text(data)
+    if any(run.curves for run in data.runs_of("pilot")):
+        texts["pilots"] = _pilots_text(data)
+    if sum(share.flops for share in data.compute) > 0:
+        texts["compute"] = _compute_text(data)
+    return texts
+
+
+def final_losses(data: ReportData) -> tuple[OutcomeRow, ...]:
+    """Outcomes that are losses and have been measured: the points of the figure of predicted against measured."""
+    return tuple(row for row in data.outcomes if row.measured is not None and row.quantity.startswith("loss_"))
+
+
+def quantity_label(quantity: str) -> str:
+    """A quantity in words: loss_general is General loss."""
+    return QUANTITIES.get(quantity, quantity.replace("_", " ").capitalize())
+
+
+def _curves_text(data: ReportData) -> FigureText:
+    runs = data.runs_of("chosen", "rule_of_thumb")
+    found = coverage(runs)
+    level = next((curve.level for run in runs for curve in run.curves), 0.9)
+    if found.measured:
+        title = f"{found.inside} of {found.measured} measured losses lie inside the {level:.0%} band predicted before the runs"
+        lower = " The strip below each panel magnifies the difference of measured and predicted."
+    else:
+        title = f"Predicted losses of the two plans, with {level:.0%} bands; neither run is measured yet"
+        lower = ""
+    return FigureText(
+        title=title,
+        caption="Validation loss over the run. Lines and bands: the law's prediction from the pilots alone. "
+        f"Marks: measured afterwards.{lower}",
+    )
+
+
+def _parity_text(data: ReportData) -> FigureText:
+    rows = final_losses(data)
+    inside = sum(bool(row.inside) for row in rows)
+    error = float(np.mean([abs(row.predicted - row.measured) for row in rows if row.measured is not None]))
+    return FigureText(
+        title=f"Final losses are predicted to {error:.3f} nats on average; {inside} of {len(rows)} lie in their interval",
+        caption="Final validation loss of each run. On the diagonal the prediction is exact; bars are the intervals. "
+        "Pilots were used to fit the law, the other runs were not.",
+    )
+
+
+def _surface_text(data: ReportData, surface: Surface) -> FigureText:
+    cells = [
+        (value, peak_lr, replay_ratio)
+        for peak_lr, row in zip(surface.peak_lrs, surface.objective, strict=True)
+        for replay_ratio, value in zip(surface.replay_ratios, row, strict=True)
+        if value is not None
+    ]
+    note = f" {surface.note}" if surface.note else ""
+    caption = f"Predicted objective ({data.objective}); darker is better, lines join plans equally far from the best.{note}"
+    if not cells:
+        return FigureText(title="No plan on this surface is allowed", caption=caption)
+    best, peak_lr, replay_ratio = min(cells)
+    return FigureText(
+        title=f"The objective is lowest, {best:.3f}, near a peak learning rate of {format_lr(peak_lr)} "
+        f"and {replay_ratio:.0%} replay",
+        caption=caption,
+    )
+
+
+def _pareto_text(data: ReportData) -> FigureText:
+    front = data.pareto
+    title = "Every nat gained on the domain is paid for on general text"
+    if front is not None and front.chosen and front.rule_of_thumb:
+        domain = front.chosen.domain - front.rule_of_thumb.domain
+        general = front.chosen.general - front.rule_of_thumb.general
+        title = (
+            f"Against the rule of thumb, the chosen plan is predicted to be {abs(domain):.3f} nats "
+            f"{_better(domain)} on the domain and {abs(general):.3f} {_better(general)} on general text"
+        )
+    return FigureText(
+        title=title,
+        caption="Predicted final losses of plans that cost no more than the budget. On the line, neither loss can fall "
+        "without raising the other; grey crosses are the intervals. Lower left is better.",
+    )
+
+
+def _better(difference: float) -> str:
+    return "better" if difference < 0 else "worse"
+
+
+def _schedules_text(data: ReportData) -> FigureText:
+    chosen, rule = data.runs_of("chosen"), data.runs_of("rule_of_thumb")
+    title = "Learning rate of every run"
+    if chosen and rule and rule[0].peak_lr > 0:
+        times = chosen[0].peak_lr / rule[0].peak_lr
+        compared = f"{times:.1f} times" if times >= 1.05 or times <= 0.95 else "about"
+        title = f"The chosen plan peaks at {format_lr(chosen[0].peak_lr)}, {compared} that of the rule of thumb"
+    return FigureText(title=title, caption="Learning rate of every optimiser step. Pilots are thin grey lines.")
+
+
+def _pilots_text(data: ReportData) -> FigureText:
+    runs = data.runs_of("pilot")
+    found = coverage(runs)
+    title = f"{len(runs)} pilots, before the fit"
+    if found.measured:
+        title = f"One law fits all {len(runs)} pilots with a mean error of {found.mean_error:.3f} nats"
+    return FigureText(
+        title=title,
+        caption="Change of validation loss since the start of each pilot. Lines: the fitted law. Marks: measured. "
+        "All panels share the vertical scale; peak learning rate and replay are above each.",
+    )
+
+
+def _compute_text(data: ReportData) -> FigureText:
+    total = sum(share.flops for share in data.compute)
+    pilots = sum(share.flops for share in data.compute if share.stage.lower().startswith("pilot"))
+    largest = max(data.compute, key=lambda share: share.flops)
+    title = f"{largest.stage} took {largest.flops / total:.0%} of all compute"
+    if pilots:
+        title = f"The pilots took {pilots / total:.0%} of all compute of this campaign"
+    return FigureText(title=title, caption="Share of all floating-point operations by stage.")
+
+
+def format_lr(value: float) -> str:
+    """A learning rate as people write it: 1.2e-3."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -1,0 +1,268 @@
+"""The stages of a campaign in pipeline order. Each reads files, does one thing, writes files; none prints.
+
+A finished stage is not repeated: packed corpora, complete runs, a fit of the same curves and a plan of the same fit
+and goal are found by what they are made of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cptplan import campaign
+from cptplan.config import Project, Start
+from cptplan.curves import LossCurve, read_curve_directory
+from cptplan.design import pilot_specs, run_spec
+from cptplan.errors import ConfigError, CurveError, DataError, RunFailedError
+from cptplan.files import hash_file, hash_json, read_json, write_bytes, write_json
+from cptplan.fit.fitted import FittedLaw
+from cptplan.fit.select import select_law
+from cptplan.fit.store import read_fit, write_fit
+from cptplan.forecast import Forecaster, StartState
+from cptplan.laws.history import history_of
+from cptplan.plan import Plan, PlannedRun, make_plan, read_plan, write_plan
+from cptplan.run_spec import RunSpec
+from cptplan.workspace import Workspace
+
+Note = Callable[[int, int, str], None]
+"""Told how far a stage is: done, total, message."""
+
+
+def quiet(done: int, total: int, message: str) -> None:
+    """A note that nobody reads."""
+
+
+def pack_data(project: Project, workspace: Workspace, note: Note = quiet) -> dict[str, Any]:
+    """Read, split, tokenize and pack the corpora.
+
+    Returns:   corpora.json: tokens, documents and hashes of every source.
+    Raises:    DataError in the packer's words; RunFailedError if it ended otherwise.
+    """
+    corpora = [("general", project.data.general), *(("domain", domain) for domain in project.data.domains)]
+    spec = {
+        "schema_version": 1,
+        "out": str(workspace.data.resolve()),
+        "seed": project.data.seed,
+        "tokenizer": _tokenizer(project),
+        "validation_share": project.data.validation_share,
+        "sources": [_corpus_source(role, corpus.to_json()) for role, corpus in corpora],
+    }
+    spec_path = workspace.data / "spec.json"
+    if not spec_path.exists() or not (workspace.data / "corpora.json").exists():
+        write_json(spec_path, spec)
+    elif read_json(spec_path) != spec:
+        raise ConfigError(
+            f"packed corpora must be those of the project; got others in {workspace.data}.",
+            hint="choose another --out, or remove that directory",
+        )
+    command = [sys.executable, "-m", "executor.corpus", "--spec", str(spec_path)]
+    _run_process(command, workspace.data, note)
+    found: dict[str, Any] = read_json(workspace.data / "corpora.json")
+    return found
+
+
+def _tokenizer(project: Project) -> dict[str, Any]:
+    if project.data.train_tokenizer is not None:
+        return {"train": {"vocab_size": project.data.train_tokenizer}}
+    return {"path": project.data.tokenizer or project.model.starts[0].path}
+
+
+def _corpus_source(role: str, corpus: Mapping[str, Any]) -> dict[str, Any]:
+    kind = str(corpus["path"]) if str(corpus["path"]).startswith("embedded:") else "files"
+    source = {"name": corpus["name"], "role": role, "kind": kind, "max_bytes": corpus.get("max_bytes")}
+    if kind == "files":
+        source |= {"path": str(Path(str(corpus["path"])).resolve()), "text_column": corpus["text_column"]}
+    return {key: value for key, value in source.items() if value is not None}
+
+
+def _run_process(command: Sequence[str], directory: Path, note: Note) -> None:
+    """Run one process that writes progress.json and log.txt in a directory, and pass its progress on."""
+    with (directory / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            while process.poll() is None:
+                time.sleep(campaign.POLL_SECONDS)
+                _pass_on(directory / "progress.json", note)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode == 0:
+        return
+    lines = (directory / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    said = {key: line.removeprefix(f"{key}: ") for key in ("error", "hint") for line in lines if line.startswith(key)}
+    kind = DataError if process.returncode == DataError.exit_code else RunFailedError
+    message = said.get("error", lines[-1] if lines else "nothing")
+    raise kind(message, hint=said.get("hint", f"see {directory / 'log.txt'}"))
+
+
+def _pass_on(path: Path, note: Note) -> None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        note(int(record["done"]), int(record["total"]), str(record["message"]))
+    except (OSError, ValueError, KeyError):
+        pass  # not there yet, or being replaced
+
+
+def run_jobs(project: Project, jobs: Sequence[campaign.Job], note: Note = quiet) -> list[dict[str, Any]]:
+    """Train runs, a few at a time, with progress in optimiser steps over all of them."""
+
+    def report(statuses: Sequence[campaign.RunStatus]) -> None:
+        running = [f"{s.name} {s.done}/{s.total}" for s in statuses if s.state == "running"]
+        note(sum(s.done for s in statuses), sum(s.total for s in statuses), ", ".join(running))
+
+    return campaign.run_all(jobs, parallel=project.pilot.parallel, threads=project.pilot.threads, report=report)
+
+
+def pilot_jobs(project: Project, workspace: Workspace) -> list[campaign.Job]:
+    """The designed pilots as jobs."""
+    specs = pilot_specs(project, str(workspace.data.resolve()))
+    return campaign.jobs_of(specs, workspace.runs, project.pilot.processes)
+
+
+def require_tokens(project: Project, corpora: Mapping[str, Any], specs: Sequence[RunSpec]) -> None:
+    """Raise DataError if a corpus has fewer tokens than one pass of the longest of the runs needs."""
+    for source in corpora["sources"].values():
+        needed = max((_tokens_needed(spec, source["name"]) for spec in specs), default=0)
+        if source["train_tokens"] < needed:
+            raise DataError(
+                f"corpus must hold the tokens that the plan trains on; got {source['train_tokens']:,} tokens in "
+                f"{source['name']}, needed {needed:,}.",
+                hint="shorten the runs (pilot.total_steps, budget.tokens) or add text",
+            )
+
+
+def _tokens_needed(spec: RunSpec, name: str) -> int:
+    replay = float(np.mean(spec.replay_ratios()))
+    source = next(s for s in spec.sources if s.name == name)
+    domain_weight = sum(s.weight for s in spec.sources if s.role == "domain") or 1.0
+    share = replay if source.role == "general" else (1.0 - replay) * source.weight / domain_weight
+    return int(spec.total_tokens * share)
+
+
+def collect_curves(workspace: Workspace, run_dirs: Sequence[Path]) -> None:
+    """Copy the curves of finished runs into the curve directory, under the runs' names."""
+    for run_dir in run_dirs:
+        name = read_json(run_dir / "spec.json")["name"]
+        for suffix in ("csv", "json"):
+            write_bytes(workspace.curves / f"{name}.{suffix}", (run_dir / f"curve.{suffix}").read_bytes())
+
+
+def fit(
+    curves_dir: Path, fits_dir: Path, names: Sequence[str] | None = None, note: Note = quiet, seed: int = 0
+) -> Path:
+    """Fit the law of every validation set to the curves of a directory.
+
+    Args:      names: curves to fit to, with their parents; all when None.
+    Returns:   the directory of the fit, named by the hash of the curves.
+    Raises:    CurveError if the curves break the contract or are too few.
+    """
+    curves = read_curve_directory(curves_dir, names)
+    pilots = [curve for curve in curves.values() if curve.record.phase == "cpt"]
+    check_same_batch(pilots, curves_dir)
+    sets = list(dict.fromkeys(name for curve in pilots for name in curve.losses))
+    digests = {
+        f"{name}.{suffix}": hash_file(curves_dir / f"{name}.{suffix}") for name in curves for suffix in ("csv", "json")
+    }
+    curves_hash = hash_json({"curves": digests, "seed": seed})
+    directory = fits_dir / curves_hash
+    if not (directory / "law.json").exists():
+        selections = {}
+        for number, name in enumerate(sets):
+            note(number, len(sets), f"loss_{name}")
+            selections[name] = select_law(curves, name, "general" if name == "general" else "domain", seed=seed)
+        write_fit(directory, curves_hash, selections)
+        note(len(sets), len(sets), "")
+    write_json(fits_dir / "latest.json", {"schema_version": 1, "hash": curves_hash})
+    return directory
+
+
+def check_same_batch(curves: Sequence[LossCurve], where: Path) -> None:
+    """Raise CurveError unless all curves have one batch size: the laws count time in steps of one batch."""
+    sizes = {curve.record.batch_tokens for curve in curves if curve.record.batch_tokens is not None}
+    if len(sizes) > 1:
+        raise CurveError(
+            f"curves must have one batch_tokens; got {sorted(sizes)} in {where}.",
+            hint="fit the batch sizes apart, with --train",
+        )
+
+
+def forecaster(
+    project: Project, workspace: Workspace, laws: Mapping[str, FittedLaw], weights: Mapping[str, float]
+) -> Forecaster:
+    """The fitted laws with the project's starts and goal. The last start is the base that changes are measured against."""
+    curves = read_curve_directory(workspace.curves)
+    starts = {start.name: _start_state(start, curves, laws) for start in project.model.starts}
+    return Forecaster(
+        laws=laws,
+        starts=starts,
+        base=project.model.starts[-1].name,
+        weights=dict(weights),
+        warmup_steps=project.pilot.warmup_steps,
+        max_general_increase=project.goal.max_general_increase,
+        confidence=project.goal.confidence,
+    )
+
+
+def _start_state(start: Start, curves: Mapping[str, LossCurve], laws: Mapping[str, FittedLaw]) -> StartState:
+    """Losses of a checkpoint before CPT, from step 0 of a pilot that began there."""
+    for curve in curves.values():
+        record = curve.record
+        if record.phase == "cpt" and (record.parent, record.parent_step) == (start.parent, start.parent_step):
+            if curve.steps[0] == 0 and all(name in curve.losses for name in laws):
+                history = history_of(curve, curves)
+                losses = {name: float(curve.losses[name][0]) for name in laws}
+                return StartState(name=start.name, pretrain_lr=history.pretrain_lr, losses=losses)
+    raise ConfigError(
+        f"start {start.name!r} must have a pilot that began there and was evaluated at step 0; got none.",
+        hint="run cptplan pilot",
+    )
+
+
+def optimize(
+    project: Project, workspace: Workspace, weights: Mapping[str, float], fit_dir: Path | None = None, trials: int = 120
+) -> tuple[Path, Plan]:
+    """Search for the best run under the project's budget.
+
+    Returns:   the directory of the plan (plan.json, study.journal) and the plan.
+    Raises:    ConfigError without a fit; InfeasiblePlanError if nothing keeps the constraints.
+    """
+    fit_dir = fit_dir or workspace.latest("fits")
+    goal = {
+        "fit": fit_dir.name,
+        "weights": dict(weights),
+        "goal": project.goal.model_copy(update={"weights": {}}).to_json(),
+        "budget": project.budget.to_json(),
+        "trials": trials,
+    }
+    name = hash_json(goal)
+    directory = workspace.plans / name
+    if not (directory / "plan.json").exists():
+        ready = forecaster(project, workspace, read_fit(fit_dir), weights)
+        plan = make_plan(project, ready, fit_dir.name, directory / "study.journal", trials=trials, seed=project.seed)
+        write_plan(directory / "plan.json", plan)
+    workspace.set_latest("plans", name)
+    return directory, read_plan(directory / "plan.json")
+
+
+def planned_spec(project: Project, workspace: Workspace, run: PlannedRun, name: str) -> RunSpec:
+    """The run spec of a planned run."""
+    start = next((s for s in project.model.starts if s.name == run.start), None)
+    if start is None:
+        raise ConfigError(f"plan's start must be one of the project's; got {run.start!r}.", hint="run cptplan optimize")
+    return run_spec(
+        project,
+        os.fspath(workspace.data.resolve()),
+        name=name,
+        start=start,
+        schedule=run.schedule,
+        replay_ratio=run.replay_ratio,
+    )
