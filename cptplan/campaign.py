@@ -7,6 +7,7 @@ for it instead of repeating it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -138,10 +139,8 @@ def _status(job: Job, running: bool) -> RunStatus:
     if (run_dir / "result.json").exists():
         return RunStatus(name=spec.name, done=total, total=total, state="complete")
     done = 0
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not there yet, or being replaced
         done = int(json.loads((run_dir / "progress.json").read_text(encoding="utf-8"))["done"])
-    except (OSError, ValueError, KeyError):
-        pass  # not there yet, or being replaced
     return RunStatus(name=spec.name, done=done, total=total, state="running" if running else "waiting")
 
 

@@ -104,7 +104,7 @@ def run_spec(
     schedule: Schedule,
     replay_ratio: float,
 ) -> RunSpec:
-    """The spec of one CPT run of a project, pilot or final: only start, schedule, replay and length differ between them.
+    """The spec of one CPT run of a project; pilots and final run differ only in start, schedule, replay and length.
 
     Args:      data_dir: directory of the packed shards.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -216,7 +217,7 @@ def _binding(knobs: Knobs, space: Space, forecaster: Forecaster, best: Evaluated
         ("peak_lr", knobs.peak_lr, space.peak_lr),
         ("replay_ratio", knobs.replay_ratio, space.replay_ratio),
     ):
-        if value <= low * 1.02 and low > 0 or value >= high * 0.98:
+        if (value <= low * 1.02 and low > 0) or value >= high * 0.98:
             found.append(f"{name}: at the edge of what the pilots span; run pilots beyond it")
     if forecaster.max_general_increase is not None and best.score.violation > -1e-3:
         found.append("max_general_increase: more forgetting would be better for the weights")
@@ -227,8 +228,7 @@ def _sensitivities(knobs: Knobs, space: Space, forecaster: Forecaster) -> tuple[
     centre = forecaster.score(knobs).objective
 
     def cost(**change: float) -> float:
-        fields = {name: getattr(knobs, name) for name in Knobs.__slots__} | change
-        return forecaster.score(Knobs(**fields)).objective - centre
+        return forecaster.score(replace(knobs, **change)).objective - centre  # type: ignore[arg-type]
 
     found = []
     for name, (low, high) in (
@@ -274,13 +274,11 @@ def _pareto(found: SearchResult, forecaster: Forecaster) -> tuple[FrontPoint, ..
 
 def _surface(knobs: Knobs, space: Space, forecaster: Forecaster, rates: int = 25, replays: int = 21) -> SurfaceTable:
     lrs, ratios = np.geomspace(*space.peak_lr, rates), np.linspace(*space.replay_ratio, replays)
-    fixed = {"total_steps": knobs.total_steps, "decay_share": knobs.decay_share, "start": knobs.start}
-    objective = tuple(
-        tuple(
-            forecaster.score(Knobs(peak_lr=float(lr), replay_ratio=float(ratio), **fixed)).objective for ratio in ratios
-        )
-        for lr in lrs
-    )
+
+    def objective_at(lr: float, ratio: float) -> float:
+        return forecaster.score(replace(knobs, peak_lr=float(lr), replay_ratio=float(ratio))).objective
+
+    objective = tuple(tuple(objective_at(lr, ratio) for ratio in ratios) for lr in lrs)
     return SurfaceTable(peak_lrs=tuple(lrs.tolist()), replay_ratios=tuple(ratios.tolist()), objective=objective)
 
 

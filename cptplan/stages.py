@@ -198,9 +198,10 @@ def check_same_batch(curves: Sequence[LossCurve], where: Path) -> None:
 def forecaster(
     project: Project, workspace: Workspace, laws: Mapping[str, FittedLaw], weights: Mapping[str, float]
 ) -> Forecaster:
-    """The fitted laws with the project's starts and goal. The last start is the base that changes are measured against."""
+    """The fitted laws with the project's starts and goal; changes are measured against the last start, the base."""
     curves = read_curve_directory(workspace.curves)
-    starts = {start.name: _start_state(start, curves, laws) for start in project.model.starts}
+    specs = pilot_specs(project, str(workspace.data.resolve()))
+    starts = {start.name: _start_state(start, specs, curves, laws) for start in project.model.starts}
     return Forecaster(
         laws=laws,
         starts=starts,
@@ -212,15 +213,14 @@ def forecaster(
     )
 
 
-def _start_state(start: Start, curves: Mapping[str, LossCurve], laws: Mapping[str, FittedLaw]) -> StartState:
+def _start_state(
+    start: Start, specs: Sequence[RunSpec], curves: Mapping[str, LossCurve], laws: Mapping[str, FittedLaw]
+) -> StartState:
     """Losses of a checkpoint before CPT, from step 0 of a pilot that began there."""
-    for curve in curves.values():
-        record = curve.record
-        if record.phase == "cpt" and (record.parent, record.parent_step) == (start.parent, start.parent_step):
-            if curve.steps[0] == 0 and all(name in curve.losses for name in laws):
-                history = history_of(curve, curves)
-                losses = {name: float(curve.losses[name][0]) for name in laws}
-                return StartState(name=start.name, pretrain_lr=history.pretrain_lr, losses=losses)
+    for curve in (curves[spec.name] for spec in specs if spec.model.path == start.path and spec.name in curves):
+        if curve.steps[0] == 0 and all(name in curve.losses for name in laws):
+            losses = {name: float(curve.losses[name][0]) for name in laws}
+            return StartState(name=start.name, pretrain_lr=history_of(curve, curves).pretrain_lr, losses=losses)
     raise ConfigError(
         f"start {start.name!r} must have a pilot that began there and was evaluated at step 0; got none.",
         hint="run cptplan pilot",

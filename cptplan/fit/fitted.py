@@ -154,7 +154,7 @@ def rms(values: ArrayLike) -> float:
 
 def _bootstrap_weights(rng: np.random.Generator, data: Sequence[Observations]) -> FloatArray:
     weights = rng.standard_exponential(len(data))
-    return weights * len(data) / weights.sum()
+    return np.asarray(weights * len(data) / weights.sum())
 
 
 def held_out_errors(law: CptLaw, data: Sequence[Observations], start: Solution) -> tuple[HeldOut, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cptplan.curves import LossCurve
 from cptplan.errors import CurveError
@@ -65,8 +65,9 @@ def select_law(
         )
     reference_lr = max(float(max(d.history.lr.max(), d.history.pretrain_lr.max(initial=0.0))) for d in data)
     tried = []
+    open_start = any(not d.history.pretrain_known for d in pilots)
     for form in FORMS[side]:
-        law = CptLaw(side, reference_lr, form)
+        law = CptLaw(side, reference_lr, replace(form, open_start=open_start))
         best = solve(law, data, seed=seed)
         held_out = held_out_errors(law, data, best)
         tried.append((rms([h.late_error for h in held_out]), law, best, held_out))

@@ -58,7 +58,7 @@ def solve(
 ) -> Solution:
     """The best parameters of a law for the points of one validation set.
 
-    Args:      data: points of each curve. curve_weights: relative weight of each curve, shape (curves,); equal when None.
+    Args:      data: points of each curve. curve_weights: relative weight of each curve, (curves,); equal when None.
                start: a solution to begin (only) from, with its scale kept: for draws. num_starts: starts of the search,
                the prior's centre and a Sobol set around it. seed: of the Sobol set.
     Returns:   the solution with the smallest objective; converged False when no start met the solver's tolerance.
@@ -104,7 +104,7 @@ class _Problem:
         """Columns divided by the observed loss, shape (points, terms)."""
         values = self.values(z)
         rows = np.concatenate([self.law.columns(values, d.history, d.steps) for d in self.data])
-        return rows / self.observed[:, None]
+        return np.asarray(rows / self.observed[:, None])
 
     def values(self, z: FloatArray) -> FloatArray:
         return np.array([p.to_value(float(v)) for p, v in zip(self.law.parameters, z, strict=True)])
@@ -115,7 +115,7 @@ class _Problem:
         size = np.linalg.norm(signed, axis=0)
         size[size == 0.0] = 1.0
         found, _ = nnls(signed / size, weight)
-        return np.where(self.signs < 0, -1.0, 1.0) * found / size
+        return np.asarray(np.where(self.signs < 0, -1.0, 1.0) * found / size)
 
     def search(
         self, values: FloatArray, scale: float, *, rounds: int = REWEIGHTING_ROUNDS, fixed_scale: bool = False

@@ -26,6 +26,7 @@ class StoredLaw(Contract):
     amplitude: Literal["exponential", "logarithmic", "none"]
     clock: bool
     free_power: bool
+    open_start: bool
     parameters: dict[str, float]
     coefficients: dict[str, float]
     scale: float
@@ -81,6 +82,7 @@ def _store(fitted: FittedLaw) -> StoredLaw:
         amplitude=law.form.amplitude,
         clock=law.form.clock,
         free_power=law.form.free_power,
+        open_start=law.form.open_start,
         parameters={p.name: float(v) for p, v in zip(law.parameters, best.values, strict=True)},
         coefficients={t.name: float(v) for t, v in zip(law.terms, best.coefficients, strict=True)},
         scale=best.scale,
@@ -114,7 +116,9 @@ def read_fit(directory: Path) -> dict[str, FittedLaw]:
 
 
 def _load(name: str, stored: StoredLaw, values: Any, coefficients: Any) -> FittedLaw:
-    form = CptForm(amplitude=stored.amplitude, clock=stored.clock, free_power=stored.free_power)
+    form = CptForm(
+        amplitude=stored.amplitude, clock=stored.clock, free_power=stored.free_power, open_start=stored.open_start
+    )
     law = CptLaw(stored.side, stored.reference_lr, form)
 
     def solution(parameters: Any, linear: Any) -> Solution:

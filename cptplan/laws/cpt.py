@@ -4,9 +4,11 @@ Symbols (published form, Wang et al. 2025, arXiv:2505.07796, eq. 4 and 8):
 
     L(t) = L0 + A S(t)^-alpha - C1 S2_pt(t) - C2 S2_cpt(t) + B h(r) (1 - (1 + E X(t))^-beta)
 
-    S      forward area of pre-training and CPT together          S2_pt, S2_cpt   annealing area by the phase of the change
-    X      the shift's clock: area of CPT alone                   h(r)            what the replay ratio leaves of the shift
-    B      > 0 on general data (forgetting), < 0 on the domain (learning)
+    S              forward area of pre-training and CPT together
+    S2_pt, S2_cpt  annealing area, by the phase in which the rate changed
+    X              the shift's clock: area of CPT alone
+    h(r)           what the replay ratio r leaves of the shift
+    B              > 0 on general data (forgetting), < 0 on the domain (learning)
 
 Deviations from the paper, each switched by CptForm and judged in reports/decisions: areas count (lr / reference_lr)^p,
 so that S is in steps at the reference rate and p = 1 is the paper; the clock may run at the domain share's pace,
@@ -41,6 +43,8 @@ class CptForm:
     """X runs at (1 - r)^gamma."""
     free_power: bool = True
     """p is estimated; else 1."""
+    open_start: bool = False
+    """Pre-training is unknown: its forward area S_pt is estimated (arXiv:2505.07796, section 6), not interpreted."""
 
 
 PUBLISHED = CptForm(amplitude="exponential", clock=False, free_power=False)
@@ -105,6 +109,17 @@ class CptLaw:
                     log_scale=False,
                 )
             )
+        if self.form.open_start:
+            found.append(
+                Parameter(
+                    name="S_pt",
+                    meaning="forward area of the unknown pre-training, in steps at the reference rate",
+                    low=1.0,
+                    high=1e8,
+                    start=1e4,
+                    prior_sd=2.0,
+                )
+            )
         if self.form.clock:
             found.append(
                 Parameter(
@@ -157,6 +172,8 @@ class CptLaw:
         by_name = dict(zip((p.name for p in self.parameters), values.tolist(), strict=True))
         power = by_name.get("p", 1.0)
         area = _areas(history, self.reference_lr, power)[steps]
+        if history.phase == "cpt" and not history.pretrain_known:
+            area = area + by_name.get("S_pt", 0.0)
         s2_pretrain, s2_cpt = _annealing(history, self.reference_lr, by_name["forgetting_time"])
         clock, domain_share = self._clock(by_name.get("gamma", 0.0), power, history)
         shift = -np.expm1(-by_name["beta"] * np.log1p(by_name["E"] * clock[steps]))
@@ -182,11 +199,11 @@ class CptLaw:
         if self.form.amplitude == "logarithmic" and self.side == "general":
             # laws.md 7.2's form: ln((1 + e) / (r + e)) / ln((1 + e) / e), r = 1 - share
             epsilon = by_name["epsilon"]
-            return np.log1p(share / (1.0 - share + epsilon)) / np.log1p(1.0 / epsilon)
+            return np.asarray(np.log1p(share / (1.0 - share + epsilon)) / np.log1p(1.0 / epsilon))
         a = by_name["a"]
         if self.side == "general":
-            return np.expm1(a * share) / np.expm1(a)
-        return np.expm1(-a * share) / np.expm1(-a)
+            return np.asarray(np.expm1(a * share) / np.expm1(a))
+        return np.asarray(np.expm1(-a * share) / np.expm1(-a))
 
 
 # The same areas are asked for again and again while one parameter after another is varied; a RunHistory is one by
@@ -201,7 +218,7 @@ def _pace(history: RunHistory, reference_lr: float, power: float) -> FloatArray:
 
 @lru_cache(maxsize=256)
 def _areas(history: RunHistory, reference_lr: float, power: float) -> FloatArray:
-    """Forward area of pre-training and this phase after 0, 1, .. steps, in steps at the reference rate, (steps + 1,)."""
+    """Forward area of pre-training and this phase after 0, 1, .. steps, in reference steps, shape (steps + 1,)."""
     before = float(np.sum((history.pretrain_lr / reference_lr) ** power))
     return before + np.concatenate([[0.0], np.cumsum(_pace(history, reference_lr, power))])
 

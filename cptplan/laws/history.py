@@ -34,7 +34,7 @@ class RunHistory:
 
     @property
     def previous_lr(self) -> float:
-        """Rate before the first step of this phase: the last one of pre-training, 0 when unknown (taken as annealed)."""
+        """Rate before the first step: the last one of pre-training; 0 (taken as annealed) when unknown."""
         return float(self.pretrain_lr[-1]) if len(self.pretrain_lr) else 0.0
 
 
@@ -54,7 +54,7 @@ def history_of(curve: LossCurve, curves: Mapping[str, LossCurve]) -> RunHistory:
     """The history of a curve, its pre-training followed through the parents.
 
     Args:      curve: the run. curves: the directory it belongs to, which holds its parents.
-    Raises:    CurveError if the parents go in a circle, or a CPT run continues another CPT run (one change of data only).
+    Raises:    CurveError if the parents go in a circle, or a CPT run continues another CPT run.
     """
     lr, replay = curve.lr(), curve.replay_ratios()
     if curve.record.phase == "pretrain" and curve.record.parent is None:

@@ -96,12 +96,16 @@ def _curves_text(data: ReportData) -> FigureText:
 
 def _parity_text(data: ReportData) -> FigureText:
     rows = final_losses(data)
-    inside = sum(bool(row.inside) for row in rows)
-    error = float(np.mean([abs(row.predicted - row.measured) for row in rows if row.measured is not None]))
+    fitted = {run.name for run in data.runs_of("pilot")}
+    proof = [row for row in rows if row.run not in fitted]
+    judged = proof or rows
+    inside = sum(bool(row.inside) for row in judged)
+    error = float(np.mean([abs(row.predicted - row.measured) for row in judged if row.measured is not None]))
+    what = "Final losses of runs the law never saw" if proof else "Final losses of the fitted pilots"
     return FigureText(
-        title=f"Final losses are predicted to {error:.3f} nats on average; {inside} of {len(rows)} lie in their interval",
+        title=f"{what} are predicted to {error:.3f} nats on average; {inside} of {len(judged)} lie in their interval",
         caption="Final validation loss of each run. On the diagonal the prediction is exact; bars are the intervals. "
-        "Pilots were used to fit the law, the other runs were not.",
+        "The law was fitted to the pilots, not to the other runs.",
     )
 
 
@@ -113,7 +117,9 @@ def _surface_text(data: ReportData, surface: Surface) -> FigureText:
         if value is not None
     ]
     note = f" {surface.note}" if surface.note else ""
-    caption = f"Predicted objective ({data.objective}); darker is better, lines join plans equally far from the best.{note}"
+    caption = (
+        f"Predicted objective ({data.objective}); darker is better, lines join plans equally far from the best.{note}"
+    )
     if not cells:
         return FigureText(title="No plan on this surface is allowed", caption=caption)
     best, peak_lr, replay_ratio = min(cells)
