@@ -24,7 +24,7 @@ def open_accelerator(spec: RunSpec) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision="bf16" if spec.precision == "bf16" else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     check_processes(accelerator)
     if accelerator.is_fsdp2:

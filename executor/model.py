@@ -151,6 +151,9 @@ def export_model(
     if tokenizer is not None:
         tokenizer.save_pretrained(temporary)
     _write_dual_config(temporary)
+    readable = (temporary / "config.json").stat().st_mode
+    for path in temporary.iterdir():
+        path.chmod(readable)  # safetensors come for their owner only, and a team shares its models
     sync_directory(temporary)
     shutil.rmtree(directory, ignore_errors=True)
     temporary.rename(directory)

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and say what went wrong, if anything, in one line and a hint."""
     started = time.perf_counter()
     options = _parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.WARNING if _rank() else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         return train(Path(options.run_dir), threads=options.threads, started=started)
     except CptplanError as error:
@@ -81,16 +83,23 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # said at every checkpoint of a run with one process, where it is what we mean
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+    # its new name is not in all of transformers 5
+    warnings.filterwarnings("ignore", message="`gradient_checkpointing_enable` is deprecated", category=FutureWarning)
 
 
 def _report(error: CptplanError) -> int:
     """Print the error once. Another rank speaks only if it still lives after a while: then rank 0 did not fail."""
-    rank = int(os.environ.get("RANK", "0"))
-    if rank:
+    if _rank():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(OTHER_RANKS_WAIT_SECONDS)
     sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
     return error.exit_code
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 if __name__ == "__main__":
