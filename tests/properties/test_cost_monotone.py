@@ -1,0 +1,57 @@
+"""Costs rise with what is asked for."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cptplan.cost import price_run
+from cptplan.hardware import find_hardware
+from cptplan.memory import estimate_memory
+from cptplan.model_shape import ModelShape, shape_from_config
+
+HARDWARE = find_hardware("a100-80gb")
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> ModelShape:
+    """Llama shapes of many sizes."""
+    kv_heads = draw(st.integers(1, 4))
+    config = {
+        "model_type": "llama",
+        "num_key_value_heads": kv_heads,
+        "num_attention_heads": kv_heads * draw(st.integers(1, 4)),
+        "head_dim": draw(st.sampled_from([32, 64, 128])),
+        "hidden_size": 64 * draw(st.integers(1, 64)),
+        "intermediate_size": 64 * draw(st.integers(1, 200)),
+        "num_hidden_layers": draw(st.integers(2, 80)),  # one layer alone gains nothing from checkpointing
+        "vocab_size": draw(st.integers(100, 200_000)),
+    }
+    return shape_from_config(config, "drawn")
+
+
+@given(shape=shapes(), tokens=st.integers(1, 10**12), more=st.integers(1, 10**12), seq_len=st.integers(1, 10**5))
+def test_cost_rises_with_tokens(shape, tokens, more, seq_len):
+    less, greater = (price_run(shape, count, seq_len, HARDWARE, 8) for count in (tokens, tokens + more))
+    assert greater.flops_exact > less.flops_exact
+    assert greater.flops_6nd > less.flops_6nd
+    assert greater.price_usd > less.price_usd
+    assert greater.energy_kwh > less.energy_kwh
+
+
+@given(shape=shapes(), seq_len=st.integers(1, 10**5), more=st.integers(1, 10**5))
+def test_flops_rise_with_sequence_and_recompute(shape, seq_len, more):
+    short, long = (price_run(shape, 10**9, length, HARDWARE) for length in (seq_len, seq_len + more))
+    assert long.flops_exact > short.flops_exact
+    assert price_run(shape, 10**9, seq_len, HARDWARE, recompute=True).flops_exact > short.flops_exact
+
+
+@given(shape=shapes(), seq_len=st.integers(1, 10**5), devices=st.integers(1, 512))
+def test_memory_falls_with_sharding_and_checkpointing(shape, seq_len, devices):
+    def total(count, checkpointing):
+        return estimate_memory(
+            shape, seq_len=seq_len, num_devices=count, strategy="fsdp", activation_checkpointing=checkpointing
+        ).total_bytes
+
+    assert total(2 * devices, False) <= total(devices, False)
+    assert total(devices, True) <= total(devices, False)

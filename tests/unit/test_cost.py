@@ -1,0 +1,157 @@
+"""Costs: against published FLOPs and throughputs, and against sums written out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from cptplan.cost import (
+    TrainingCost,
+    attention_span,
+    forward_flops,
+    measured_mfu,
+    price_run,
+    training_flops,
+    training_flops_6nd,
+)
+from cptplan.errors import ConfigError
+from cptplan.hardware import find_hardware
+from cptplan.model_shape import shape_from_config
+
+LLAMA_3_8B = shape_from_config(
+    {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+     "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256}, "8B")  # fmt: skip
+LLAMA_32_1B = shape_from_config(
+    {"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
+     "num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 128256, "tie_word_embeddings": True},
+    "1B")  # fmt: skip
+# MPT-7B of the llm-foundry table: a GPT-2 shape without position table
+MPT_7B = shape_from_config(
+    {"model_type": "gpt2", "n_embd": 4096, "n_layer": 32, "n_head": 32, "n_positions": 2048, "vocab_size": 50368},
+    "7B")  # fmt: skip
+MIXTRAL = shape_from_config(
+    {"model_type": "mixtral", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+     "num_key_value_heads": 1, "intermediate_size": 10, "vocab_size": 6, "num_local_experts": 4,
+     "num_experts_per_tok": 2}, "moe")  # fmt: skip
+H100 = find_hardware("h100-sxm")
+
+
+@pytest.mark.parametrize(
+    ("shape", "seq_len", "weights", "attention"),
+    [(LLAMA_32_1B, 4096, 7.41e9, 1.61e9), (LLAMA_3_8B, 8192, 4.50e10, 1.29e10)],
+    ids=["llama-3.2-1b", "llama-3-8b"],
+)
+def test_training_flops_per_token_match_the_published_shapes(shape, seq_len, weights, attention):
+    full = training_flops(shape, 1, seq_len, causal=False)
+    square = 3 * 4 * shape.num_layers * shape.num_heads * shape.head_dim * seq_len
+    # 0.3 %: the references have three digits
+    assert full - square == pytest.approx(weights, rel=3e-3)
+    assert square == pytest.approx(attention, rel=3e-3)
+    assert training_flops_6nd(shape, 1) == pytest.approx(
+        full - square, rel=1e-3
+    )  # norms are in N, not in the exact sum
+    causal = training_flops(shape, 1, seq_len)
+    assert causal - (full - square) == pytest.approx(square * (seq_len + 1) / (2 * seq_len), rel=1e-12)
+
+
+def test_forward_flops_of_experts_by_hand():
+    # hidden 8, 2 heads of 4, 1 key/value head: queries 8x8, keys and values 8x4 each, output 8x8; router 8x4;
+    # 2 of 4 experts of 3 matrices 8x10; head 8x6; attention over 5 positions, full square
+    matrices = 64 + 32 + 32 + 64 + 32 + 2 * 3 * 80 + 48
+    assert forward_flops(MIXTRAL, 5, causal=False) == 2 * matrices + 4 * 5 * 8
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 7, 20])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_span_equals_the_sum(window, causal):
+    seq_len = 7
+    width = window or seq_len
+    direct = [min(i, width) if causal else min(seq_len, width) for i in range(1, seq_len + 1)]
+    assert attention_span(seq_len, causal=causal, window=window) == pytest.approx(sum(direct) / seq_len, rel=1e-14)
+
+
+def test_sliding_layers_cost_less():
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64,
+             "vocab_size": 10}  # fmt: skip
+    windowed = shape_from_config({"model_type": "mistral", **sizes, "sliding_window": 16}, "w")
+    full = shape_from_config({"model_type": "mistral", **sizes}, "f")
+    spans = attention_span(256) - attention_span(256, window=16)
+    assert forward_flops(full, 256) - forward_flops(windowed, 256) == pytest.approx(4 * 4 * 64 * spans, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens_per_second", "mfu"),
+    [("a100-80gb", 4641, 0.642), ("h100-sxm", 10643, 0.464)],  # llm-foundry, 7B, 2k sequence, for each device
+)
+def test_measured_mfu_matches_published_throughput(name, tokens_per_second, mfu):
+    # 0.5 %: they count embeddings of a slightly different size, and round to three digits
+    assert measured_mfu(MPT_7B, 2048, tokens_per_second, find_hardware(name)) == pytest.approx(mfu, rel=5e-3)
+
+
+def test_price_run_reproduces_published_throughput():
+    cost = price_run(MPT_7B, 1e9, 2048, H100, 8)
+    assert cost.tokens_per_second == pytest.approx(8 * 10643, rel=0.01)  # 1 %: 6.65B lies just below the 6.7B row
+    assert cost.gpu_hours == pytest.approx(1e9 / 10643 / 3600, rel=0.01)
+    assert cost.wall_seconds == pytest.approx(cost.gpu_hours * 3600 / 8, rel=1e-12)
+    assert cost.price_usd == pytest.approx(cost.gpu_hours * 6.88, rel=1e-12)
+    assert cost.energy_kwh == pytest.approx(cost.gpu_hours * 0.7 * 1.2, rel=1e-12)
+    assert cost.provenance["gpu_hours"].basis == "published"
+    assert cost.provenance["price_usd"].basis == "published"
+    assert cost.provenance["energy_kwh"].basis == "assumed"
+
+
+def test_recompute_adds_the_layers_once():
+    straight = training_flops(LLAMA_3_8B, 10, 512)
+    head = 2 * 4096 * 128256
+    again = 10 * (forward_flops(LLAMA_3_8B, 512) - head)
+    assert training_flops(LLAMA_3_8B, 10, 512, recompute=True) == pytest.approx(straight + again, rel=1e-12)
+
+
+def test_eval_tokens_cost_one_forward():
+    extra = training_flops(LLAMA_32_1B, 10, 512, eval_tokens=7) - training_flops(LLAMA_32_1B, 10, 512)
+    assert extra == pytest.approx(7 * forward_flops(LLAMA_32_1B, 512), rel=1e-9)
+    with_eval = price_run(LLAMA_32_1B, 9e6, 512, H100, eval_tokens=3e6)
+    without = price_run(LLAMA_32_1B, 9e6, 512, H100)
+    assert with_eval.gpu_hours / without.gpu_hours == pytest.approx(10 / 9, rel=1e-12)
+
+
+def test_measured_speed_wins():
+    cost = price_run(LLAMA_32_1B, 1e6, 128, find_hardware("cpu"), mfu=0.9, measured_tokens_per_second=500.0)
+    assert cost.wall_seconds == 2000.0
+    assert cost.price_usd is None
+    assert cost.co2_kg is None
+    assert cost.provenance["wall_seconds"].basis == "measured"
+    assert cost.mfu == pytest.approx(measured_mfu(LLAMA_32_1B, 128, 500.0, find_hardware("cpu")), rel=1e-12)
+
+
+def test_given_price_and_intensity_are_used():
+    cost = price_run(LLAMA_32_1B, 1e9, 2048, H100, mfu=0.4, usd_per_gpu_hour=2.0, co2_kg_per_kwh=0.25)
+    assert cost.price_usd == pytest.approx(2.0 * cost.gpu_hours, rel=1e-12)
+    assert cost.co2_kg == pytest.approx(0.25 * cost.energy_kwh, rel=1e-12)
+    assert cost.mfu == pytest.approx(0.4, rel=1e-12)
+    assert cost.provenance["price_usd"].basis == "assumed"
+
+
+def test_checkpoint_bytes_count_state_and_export():
+    cost = price_run(LLAMA_32_1B, 1e9, 2048, H100, kept_checkpoints=3, kept_exports=2)
+    assert cost.checkpoint_bytes == 1_235_814_400 * (3 * 12 + 2 * 2)
+
+
+def test_every_figure_has_provenance():
+    cost = price_run(LLAMA_3_8B, 1e9, 4096, find_hardware("a100-80gb"), 64)
+    assert set(cost.provenance) == {field.name for field in fields(TrainingCost)} - {"provenance"}
+    assert all(p.source for p in cost.provenance.values())
+    assert cost.provenance["price_usd"].basis == "assumed"  # as its hourly price
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"tokens": 0}, {"seq_len": 0}, {"num_devices": 0}, {"mfu": 0.0}, {"mfu": 1.2}, {"eval_tokens": -1},
+     {"usd_per_gpu_hour": -2.0}, {"measured_tokens_per_second": 0.0}, {"tokens": float("inf")}],
+    ids=str,
+)  # fmt: skip
+def test_number_outside_its_range_is_refused(wrong):
+    arguments = {"shape": LLAMA_32_1B, "tokens": 1e6, "seq_len": 128, "hardware": H100, **wrong}
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        price_run(**arguments)
