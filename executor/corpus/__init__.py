@@ -1,1 +1,1 @@
-"""From documents to token shards: reading, curating, tokenizing, packing."""
+"""From documents to token shards: reading, splitting, tokenizing, packing; the demo's own corpora."""
