@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cptplan.errors import RunFailedError, StorageError
+from cptplan.errors import ConfigError, RunFailedError, StorageError
 from cptplan.files import read_json
 from cptplan.run_spec import RunSpec, read_run_spec, write_run_spec
 
@@ -155,3 +155,22 @@ def _stop(live: Sequence[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def status_of_directory(runs_dir: Path) -> list[RunStatus]:
+    """How far the runs of a directory are; one counts as running when its progress is fresh.
+
+    Raises:    ConfigError if there is none.
+    """
+    specs = sorted(runs_dir.glob("*/spec.json"))
+    if not specs:
+        raise ConfigError(f"runs must be there; got none in {runs_dir}.", hint="cptplan pilot starts them")
+    return [
+        _status(Job(spec=read_run_spec(path), run_dir=path.parent, command=()), is_fresh(path.parent / "progress.json"))
+        for path in specs
+    ]
+
+
+def is_fresh(path: Path, seconds: float = 30.0) -> bool:
+    """Whether a progress file was written lately."""
+    return path.exists() and time.time() - path.stat().st_mtime < seconds

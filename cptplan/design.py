@@ -154,3 +154,9 @@ def pilot_specs(project: Project, data_dir: str) -> tuple[RunSpec, ...]:
         )
         for number, cell in enumerate(design_pilots(project), start=1)
     )
+
+
+def default_eval_tokens(project: Project, total_steps: int) -> float:
+    """Validation tokens that a run of this length reads: every set at every evaluation."""
+    points = len({0, total_steps, *default_eval_steps(total_steps, project.pilot.eval_points)})
+    return float(points * project.data.validation_tokens * (1 + len(project.data.domains)))

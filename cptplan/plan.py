@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -308,17 +307,3 @@ def read_plan(path: Path) -> Plan:
     Raises:    ConfigError if it is missing or not a plan.
     """
     return Plan.parse(read_json(path), str(path))
-
-
-def knob_table(plan: Plan) -> Mapping[str, tuple[str, str]]:
-    """The choices of both runs in words: chosen, rule of thumb."""
-    rows = {}
-    for label, text in (
-        ("peak learning rate", lambda run: f"{run.peak_lr:.3g}"),
-        ("replay ratio", lambda run: f"{run.replay_ratio:.1%}"),
-        ("steps", lambda run: f"{run.total_steps:,} ({run.total_steps * plan.batch_tokens / 1e6:,.2f} M tokens)"),
-        ("decay", lambda run: f"last {run.decay_share:.0%}" if run.decay_share else "none"),
-        ("start checkpoint", lambda run: run.start),
-    ):
-        rows[label] = (text(plan.chosen), text(plan.rule_of_thumb))
-    return rows

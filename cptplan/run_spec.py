@@ -49,7 +49,8 @@ class ModelSource(Contract):
     @model_validator(mode="after")
     def _check_one(self) -> Self:
         if (self.path is None) == (self.config is None):
-            raise ConfigError("model must have either path or config; got neither or both.", hint="give model.path")
+            got = "neither" if self.path is None else "both"
+            raise ConfigError(f"model must have either path or config; got {got}.", hint="give model.path")
         return self
 
 
@@ -97,7 +98,9 @@ class RunSpec(Contract):
         if self.batch_tokens % self.seq_len:
             raise ConfigError(
                 f"batch_tokens must be a multiple of seq_len; got {self.batch_tokens} and {self.seq_len}.",
-                hint=f"{self.seq_len * max(self.batch_tokens // self.seq_len, 1)} is the nearest below",
+                hint=f"{self.batch_tokens - self.batch_tokens % self.seq_len} is the nearest below"
+                if self.batch_tokens > self.seq_len
+                else f"give at least {self.seq_len}",
             )
         roles = {source.role for source in self.sources}
         ratios = self.replay_ratios()
@@ -115,8 +118,11 @@ class RunSpec(Contract):
             raise ConfigError(f"sources must have different names; got {', '.join(names)}.", hint="rename one")
         if "domain" in roles and not sum(source.weight for source in self.sources if source.role == "domain"):
             raise ConfigError("weight must be above 0 for a domain source; got 0 for all.", hint="weigh one with 1")
-        if sum(s.role == "general" for s in self.sources) > 1:
-            raise ConfigError("sources must hold at most one of role general; got more.", hint="pack them into one")
+        general = [source.name for source in self.sources if source.role == "general"]
+        if len(general) > 1:
+            raise ConfigError(
+                f"sources must hold at most one of role general; got {', '.join(general)}.", hint="pack them into one"
+            )
         beyond = [step for step in (*self.keep_steps, *(self.eval_steps or ())) if step > self.total_steps]
         if beyond:
             raise ConfigError(

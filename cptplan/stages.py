@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,19 +19,24 @@ from typing import Any
 import numpy as np
 
 from cptplan import campaign
-from cptplan.config import Project, Start
-from cptplan.curves import LossCurve, read_curve_directory
+from cptplan.config import Project, Start, parse_weights
+from cptplan.curves import LossCurve, read_curve_directory, write_curve
 from cptplan.design import pilot_specs, run_spec
-from cptplan.errors import ConfigError, CurveError, DataError, RunFailedError
+from cptplan.errors import ConfigError, CurveError, DataError, PoorFitError, RunFailedError
 from cptplan.files import hash_file, hash_json, read_json, write_bytes, write_json
 from cptplan.fit.fitted import FittedLaw
 from cptplan.fit.select import select_law
 from cptplan.fit.store import read_fit, write_fit
 from cptplan.forecast import Forecaster, StartState
+from cptplan.hardware import find_hardware
+from cptplan.launch import write_launch
 from cptplan.laws.history import history_of
 from cptplan.plan import Plan, PlannedRun, make_plan, read_plan, write_plan
-from cptplan.run_spec import RunSpec
+from cptplan.run_spec import RunSpec, read_run_spec
 from cptplan.workspace import Workspace
+
+DEVICES_PER_NODE = 8  # assumed: the common server
+POOR_FIT = 0.1  # assumed: a law that misses unseen pilots by a tenth cannot rank plans
 
 Note = Callable[[int, int, str], None]
 """Told how far a stage is: done, total, message."""
@@ -56,13 +62,7 @@ def pack_data(project: Project, workspace: Workspace, note: Note = quiet) -> dic
         "sources": [_corpus_source(role, corpus.to_json()) for role, corpus in corpora],
     }
     spec_path = workspace.data / "spec.json"
-    if not spec_path.exists() or not (workspace.data / "corpora.json").exists():
-        write_json(spec_path, spec)
-    elif read_json(spec_path) != spec:
-        raise ConfigError(
-            f"packed corpora must be those of the project; got others in {workspace.data}.",
-            hint="choose another --out, or remove that directory",
-        )
+    write_json(spec_path, spec)
     command = [sys.executable, "-m", "executor.corpus", "--spec", str(spec_path)]
     _run_process(command, workspace.data, note)
     found: dict[str, Any] = read_json(workspace.data / "corpora.json")
@@ -128,14 +128,41 @@ def pilot_jobs(project: Project, workspace: Workspace) -> list[campaign.Job]:
     return campaign.jobs_of(specs, workspace.runs, project.pilot.processes)
 
 
-def require_tokens(project: Project, corpora: Mapping[str, Any], specs: Sequence[RunSpec]) -> None:
+def pilot_names(project: Project, workspace: Workspace) -> list[str]:
+    """Names of the curves that the law is fitted to: the pilots and the pre-training runs, not the final runs."""
+    pilots = {spec.name for spec in pilot_specs(project, str(workspace.data.resolve()))}
+    found = read_curve_directory(workspace.curves)
+    return [name for name, curve in found.items() if name in pilots or curve.record.phase == "pretrain"]
+
+
+def run_pilots(
+    project: Project, workspace: Workspace, corpora: Mapping[str, Any], note: Note = quiet
+) -> list[dict[str, Any]]:
+    """Train the designed pilots and gather their curves, with those of pre-training when the project has them.
+
+    Returns:   result.json of every pilot.
+    Raises:    DataError if a corpus is too small for the pilots or the budget; RunFailedError if a run fails.
+    """
+    jobs = pilot_jobs(project, workspace)
+    require_tokens(corpora, [job.spec for job in jobs])
+    results = run_jobs(project, jobs, note)
+    collect_curves(workspace, [job.run_dir for job in jobs])
+    if project.model.pretrain_curves is not None:
+        for name, curve in read_curve_directory(Path(project.model.pretrain_curves)).items():
+            if not (workspace.curves / f"{name}.csv").exists():
+                write_curve(workspace.curves, curve)
+    return results
+
+
+def require_tokens(corpora: Mapping[str, Any], specs: Sequence[RunSpec]) -> None:
     """Raise DataError if a corpus has fewer tokens than one pass of the longest of the runs needs."""
-    for source in corpora["sources"].values():
-        needed = max((_tokens_needed(spec, source["name"]) for spec in specs), default=0)
-        if source["train_tokens"] < needed:
+    for source in corpora["sources"]:
+        name, tokens = source["name"], source["train"]["num_tokens"]
+        needed = max((_tokens_needed(spec, name) for spec in specs), default=0)
+        if tokens < needed:
             raise DataError(
-                f"corpus must hold the tokens that the plan trains on; got {source['train_tokens']:,} tokens in "
-                f"{source['name']}, needed {needed:,}.",
+                f"corpus must hold the tokens that the runs train on; got {tokens:,} tokens in {name}, "
+                f"needed {needed:,}.",
                 hint="shorten the runs (pilot.total_steps, budget.tokens) or add text",
             )
 
@@ -266,3 +293,69 @@ def planned_spec(project: Project, workspace: Workspace, run: PlannedRun, name: 
         schedule=run.schedule,
         replay_ratio=run.replay_ratio,
     )
+
+
+def goal_weights(project: Project, text: str | None) -> dict[str, float]:
+    """Normalised weights: of --weights when given, else of the project."""
+    domains = [domain.name for domain in project.data.domains]
+    given = text if text is not None else ",".join(f"{name}={weight}" for name, weight in project.goal.weights.items())
+    return parse_weights(given, domains)
+
+
+def fit_summary(fit_dir: Path) -> dict[str, Any]:
+    """law.json and report.json of a fit."""
+    return {"fit": fit_dir.name, "law": read_json(fit_dir / "law.json"), "report": read_json(fit_dir / "report.json")}
+
+
+def check_fit(fit_dir: Path, *, allow_poor: bool) -> None:
+    """Raise PoorFitError if a law misses unseen pilots by more than it may, unless that is allowed."""
+    for name, law in read_fit(fit_dir).items():
+        if law.discrepancy > POOR_FIT and not allow_poor:
+            raise PoorFitError(
+                f"a law must predict unseen pilots within {POOR_FIT:.0%}; got {law.discrepancy:.1%} for loss_{name} "
+                f"in {fit_dir}.",
+                hint="look at the pilots' curves, run more pilots, or give --allow-poor-fit",
+            )
+
+
+def write_launch_files(project: Project, workspace: Workspace, target: str) -> Path:
+    """Write the launch files of the newest plan's run for a target.
+
+    Returns:   launch/<target>/, which holds launch.sh and run/spec.json.
+    """
+    plan = read_plan(workspace.latest("plans") / "plan.json")
+    spec = planned_spec(project, workspace, plan.chosen, "final")
+    local = target == "local"
+    name = (
+        ("cpu" if shutil.which("nvidia-smi") is None else project.budget.hardware) if local else project.budget.hardware
+    )
+    devices = project.pilot.processes if local else project.budget.num_devices
+    write_launch(
+        target,
+        spec,
+        workspace.launch,
+        hardware=find_hardware(name),
+        num_processes=devices,
+        num_nodes=1 if local else max(-(-devices // DEVICES_PER_NODE), 1),
+    )
+    return workspace.launch / target
+
+
+def final_job(workspace: Workspace, target: str = "local") -> campaign.Job:
+    """The launched run as a job: its command is the launch script itself."""
+    directory = workspace.launch / target
+    spec = read_run_spec(directory / "run" / "spec.json")
+    return campaign.Job(
+        spec=spec, run_dir=directory / "run", command=("bash", str((directory / "launch.sh").resolve()))
+    )
+
+
+def rule_of_thumb_job(project: Project, workspace: Workspace, plan: Plan) -> campaign.Job:
+    """The run that most people would start today, to compare with."""
+    spec = planned_spec(project, workspace, plan.rule_of_thumb, "rule-of-thumb")
+    return campaign.jobs_of([spec], workspace.runs, project.pilot.processes)[0]
+
+
+def run_final(project: Project, workspace: Workspace, target: str, note: Note = quiet) -> dict[str, Any]:
+    """Run the launch script here and wait for its result."""
+    return run_jobs(project, [final_job(workspace, target)], note)[0]

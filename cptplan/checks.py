@@ -1,0 +1,52 @@
+"""Checks before anything is paid for: base models are whole, corpora are where the project says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cptplan.config import Project
+from cptplan.errors import DataError, ModelError
+from cptplan.model_shape import read_model_shape
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def check_project(project: Project) -> list[tuple[str, str]]:
+    """Check what the project points to, and say what is there.
+
+    Returns:   rows of what and value.
+    Raises:    ModelError for a model directory without configuration or tokenizer; DataError for a corpus that is not
+               there. A hub id is left for the trainer to find.
+    """
+    rows = []
+    for start in project.model.starts:
+        path = Path(start.path)
+        if path.exists() or path.is_absolute() or start.path.startswith("."):
+            rows.append((f"start {start.name}", _model_words(path, project.data.tokenizer)))
+        else:
+            rows.append((f"start {start.name}", f"{start.path} (hub id, not checked)"))
+    for corpus in (project.data.general, *project.data.domains):
+        if not corpus.path.startswith("embedded:") and not Path(corpus.path).exists():
+            raise DataError(
+                f"corpus must exist; got no {corpus.path} for {corpus.name}.", hint="mend data in the project file"
+            )
+        rows.append((f"corpus {corpus.name}", corpus.path))
+    low, high = project.peak_lr_range
+    steps = project.budget.tokens // project.pilot.batch_tokens
+    pilot_tokens = project.pilot.num_runs * project.pilot.total_steps * project.pilot.batch_tokens
+    rows += [
+        ("pilots", f"{project.pilot.num_runs} x {project.pilot.total_steps} steps, peak_lr {low:.3g} to {high:.3g}"),
+        ("pilot tokens", f"{pilot_tokens:,} ({pilot_tokens / project.budget.tokens:.1%} of the budget's)"),
+        ("longest final run", f"{steps:,} steps of {project.pilot.batch_tokens:,} tokens"),
+    ]
+    return rows
+
+
+def _model_words(path: Path, tokenizer: str | None) -> str:
+    shape = read_model_shape(path)
+    if tokenizer is None and not any((path / name).exists() for name in TOKENIZER_FILES):
+        raise ModelError(
+            f"model directory must hold a tokenizer; got none of {', '.join(TOKENIZER_FILES)} in {path}.",
+            hint="save the tokenizer there, or give data.tokenizer",
+        )
+    return f"{shape.model_type}, {shape.total_params / 1e6:,.1f} M parameters, vocabulary {shape.vocab_size:,}"

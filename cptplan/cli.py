@@ -1,0 +1,300 @@
+"""The command line: verbs in pipeline order. No arithmetic here; every verb reads files, calls one stage, says what next."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cptplan import __version__
+from cptplan.console import Screen
+from cptplan.errors import CptplanError
+
+if TYPE_CHECKING:
+    from cptplan.config import Project
+    from cptplan.plan import Plan
+    from cptplan.workspace import Workspace
+
+app = typer.Typer(
+    help="Plan continual pre-training before paying for it: short pilots, a fitted law, the best run with its price.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Corpus work.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="Project file.")]
+Set = Annotated[list[str], typer.Option("--set", help="Override a key, such as pilot.num_runs=10. Repeatable.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Directory of the campaign.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Data on stdout as JSON; all else stays on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="What counts, such as general=0.4 (the domains share the rest).")
+]
+
+DEFAULT_CONFIG = Path("cptplan.yaml")
+DEFAULT_OUT = Path("campaign")
+
+
+def main() -> None:
+    """Run the command line; errors are one line and an exit code, never a traceback."""
+    try:
+        app()
+    except CptplanError as error:
+        Screen().error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Screen().say("stopped; the same command goes on where it was")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    """Say the version, or go on to a verb."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _open(config: Path, out: Path, overrides: list[str]) -> tuple[Project, Workspace]:
+    from cptplan.config import read_project
+    from cptplan.workspace import Workspace
+
+    return read_project(config, overrides), Workspace(root=out)
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo"),
+    tiny: Annotated[bool, typer.Option("--tiny", help="The same path in a minute and a half, for tests.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """The whole path on this machine in minutes: no account, no GPU, no download."""
+    from cptplan.demo import run_demo
+
+    screen = Screen(quiet=quiet, as_json=as_json)
+    result = run_demo(out, tiny=tiny, screen=screen)
+    screen.result(result)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the project file.")] = DEFAULT_CONFIG,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented cptplan.yaml."""
+    from importlib.resources import files
+
+    from cptplan.errors import StorageError
+    from cptplan.files import write_text
+
+    if path.exists() and not force:
+        raise StorageError(f"project file must be new; got one in {path}.", hint="edit it, or give --force")
+    write_text(path, files("cptplan").joinpath("example.yaml").read_text(encoding="utf-8"))
+    screen = Screen()
+    screen.say(f"wrote {path}: fill in model, data and budget")
+    screen.next_command(f"cptplan validate -c {path}")
+
+
+@app.command()
+def validate(config: Config = DEFAULT_CONFIG, override: Set = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Check the project file, the base models and the corpora's paths."""
+    from cptplan.checks import check_project
+    from cptplan.config import read_project
+
+    screen = Screen(as_json=as_json)
+    project = read_project(config, override)
+    rows = check_project(project)
+    screen.table(f"{config} is valid", ("what", "value"), rows)
+    screen.result(dict(rows))
+    screen.next_command(f"cptplan data pack -c {config}")
+
+
+@data_app.command("pack")
+def pack(config: Config = DEFAULT_CONFIG, override: Set = [], out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:  # noqa: B006
+    """Read, split, tokenize and pack the corpora into token shards."""
+    from cptplan import stages, tables
+
+    screen = Screen(as_json=as_json)
+    project, workspace = _open(config, out, override)
+    workspace.claim(project)
+    with screen.stage("corpora") as note:
+        corpora = stages.pack_data(project, workspace, note)
+    screen.table("Corpora", tables.CORPORA_COLUMNS, tables.corpora_rows(corpora))
+    screen.result(corpora)
+    screen.next_command(f"cptplan pilot -c {config} -o {out}")
+
+
+@app.command()
+def pilot(
+    config: Config = DEFAULT_CONFIG,
+    override: Set = [],  # noqa: B006
+    out: Out = DEFAULT_OUT,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Design the short runs and train them; stop at any time, the same command goes on."""
+    from cptplan import stages, tables
+
+    screen = Screen(as_json=as_json)
+    project, workspace = _open(config, out, override)
+    screen.table("Pilots", tables.PILOT_COLUMNS, tables.pilot_rows(project))
+    if dry_run:
+        screen.next_command(f"cptplan pilot -c {config} -o {out}")
+        return
+    workspace.claim(project)
+    with screen.stage("corpora") as note:
+        corpora = stages.pack_data(project, workspace, note)
+    with screen.stage("pilots") as note:
+        results = stages.run_pilots(project, workspace, corpora, note)
+    screen.result({"runs": results})
+    screen.next_command(f"cptplan fit -o {out}")
+
+
+@app.command()
+def fit(
+    directory: Annotated[Path | None, typer.Argument(help="Curve directory; default: the campaign's own.")] = None,
+    out: Out = DEFAULT_OUT,
+    train: Annotated[str | None, typer.Option("--train", help="Curves to fit to, by name, comma-separated.")] = None,
+    allow_poor_fit: Annotated[
+        bool, typer.Option("--allow-poor-fit", help="Go on with a fit that is too poor.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the law of every validation set to the curves."""
+    from cptplan import stages, tables
+    from cptplan.workspace import Workspace
+
+    screen = Screen(as_json=as_json)
+    workspace = Workspace(root=out)
+    with screen.stage("fit") as note:
+        fit_dir = stages.fit(directory or workspace.curves, workspace.fits, train.split(",") if train else None, note)
+    screen.table("Laws", tables.FIT_COLUMNS, tables.fit_rows(fit_dir))
+    screen.result(stages.fit_summary(fit_dir))
+    stages.check_fit(fit_dir, allow_poor=allow_poor_fit)
+    screen.next_command(f"cptplan optimize --weights general=0.4 -o {out}")
+
+
+@app.command()
+def optimize(
+    config: Config = DEFAULT_CONFIG,
+    override: Set = [],  # noqa: B006
+    out: Out = DEFAULT_OUT,
+    weights: Weights = None,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="TPE trials after the grid.")] = 120,
+    max_general_increase: Annotated[
+        float | None, typer.Option("--max-general-increase", min=0, help="Largest relative rise of general loss.")
+    ] = None,
+    confidence: Annotated[float | None, typer.Option("--confidence", help="Probability that it holds.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search for the best run under the weights and the budget."""
+    from cptplan import stages
+
+    screen = Screen(as_json=as_json)
+    if max_general_increase is not None:
+        override = [*override, f"goal.max_general_increase={max_general_increase}"]
+    if confidence is not None:
+        override = [*override, f"goal.confidence={confidence}"]
+    project, workspace = _open(config, out, override)
+    with screen.stage("optimize"):
+        directory, plan = stages.optimize(project, workspace, stages.goal_weights(project, weights), trials=trials)
+    show_plan(screen, plan)
+    screen.say(f"plan: {directory / 'plan.json'}, study: {directory / 'study.journal'}")
+    screen.result(plan.to_json())
+    screen.next_command(f"cptplan cost -c {config} -o {out}")
+
+
+def show_plan(screen: Screen, plan: Plan) -> None:
+    """The plan beside the rule of thumb, and what is expected of both."""
+    from cptplan.tables import plan_rows
+
+    screen.table("Plan", ("", "chosen", "rule of thumb"), plan_rows(plan))
+    for line in (*plan.binding, *plan.warnings):
+        screen.say(f"note: {line}")
+
+
+@app.command()
+def cost(
+    config: Config = DEFAULT_CONFIG,
+    override: Set = [],  # noqa: B006
+    out: Out = DEFAULT_OUT,
+    model: Annotated[Path | None, typer.Option("--model", help="Model directory to price without a plan.")] = None,
+    tokens: Annotated[str | None, typer.Option("--tokens", help="Training tokens, such as 50B.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Accelerator, such as h100-sxm.")] = None,
+    num_devices: Annotated[int | None, typer.Option("--num-devices", min=1, help="Accelerators.")] = None,
+    seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Tokens of a sequence, with --model.")] = 4096,
+    as_json: AsJson = False,
+) -> None:
+    """Price the plan, or any model and number of tokens: FLOPs, GPU-hours, money, memory."""
+    from cptplan import pricing
+
+    screen = Screen(as_json=as_json)
+    if model is not None:
+        rows = pricing.price_model(model, pricing.parse_tokens(tokens), gpu or "h100-sxm", num_devices or 8, seq_len)
+    else:
+        project, workspace = _open(config, out, override)
+        rows = pricing.price_plan(project, workspace, gpu=gpu, num_devices=num_devices)
+    screen.table("Cost", pricing.COLUMNS, [row.cells() for row in rows])
+    screen.result({"rows": [row.to_json() for row in rows]})
+    screen.next_command(f"cptplan launch --target accelerate -c {config} -o {out}")
+
+
+@app.command()
+def launch(
+    config: Config = DEFAULT_CONFIG,
+    override: Set = [],  # noqa: B006
+    out: Out = DEFAULT_OUT,
+    target: Annotated[str, typer.Option("--target", help="local, accelerate, torchrun or slurm.")] = "accelerate",
+    run: Annotated[bool, typer.Option("--run", help="Start it here and now (target local).")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the files that launch the plan's run."""
+    from cptplan import stages
+
+    screen = Screen(as_json=as_json)
+    project, workspace = _open(config, out, override)
+    directory = stages.write_launch_files(project, workspace, target)
+    screen.say(f"wrote {directory}")
+    if run:
+        with screen.stage("final run") as note:
+            result = stages.run_final(project, workspace, target, note)
+        screen.result(result)
+        screen.next_command(f"cptplan report -c {config} -o {out}")
+        return
+    screen.result({"directory": str(directory)})
+    screen.next_command(f"bash {directory / 'launch.sh'}")
+
+
+@app.command()
+def report(
+    config: Config = DEFAULT_CONFIG, override: Set = [], out: Out = DEFAULT_OUT, as_json: AsJson = False
+) -> None:  # noqa: B006
+    """Write the HTML report and its figures."""
+    from cptplan.report.build import build_report
+    from cptplan.report.html import write_report
+
+    screen = Screen(as_json=as_json)
+    project, workspace = _open(config, out, override)
+    with screen.stage("report"):
+        files = write_report(build_report(project, workspace), workspace.report)
+    screen.say(f"report: {files.page}")
+    screen.result({"page": str(files.page), "figures": [str(path) for path in files.figures]})
+
+
+@app.command()
+def status(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
+    """How far the runs of a campaign are."""
+    from cptplan.campaign import status_of_directory
+
+    screen = Screen(as_json=as_json)
+    statuses = status_of_directory(out / "runs")
+    rows = [(s.name, s.state, f"{s.done}/{s.total}") for s in statuses]
+    screen.table("Runs", ("run", "state", "steps"), rows)
+    screen.result({"runs": [{"name": s.name, "state": s.state, "done": s.done, "total": s.total} for s in statuses]})

@@ -1,0 +1,107 @@
+"""Rows that the command line shows: words and rounded numbers, nothing computed that a stage did not write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cptplan.config import Project
+from cptplan.design import design_pilots
+from cptplan.files import read_json
+from cptplan.plan import Expected, Plan, PlannedRun
+
+Row = tuple[str, ...]
+
+PILOT_COLUMNS = ("pilot", "peak_lr", "replay", "decay", "start", "what it is for")
+FIT_COLUMNS = ("validation set", "form", "misses unseen pilots by", "in sample", "kept")
+CORPORA_COLUMNS = ("source", "train tokens", "validation tokens", "documents", "bytes per token")
+
+
+def corpora_rows(corpora: Mapping[str, Any]) -> list[Row]:
+    """What was packed, a row for each source."""
+    return [
+        (
+            source["name"],
+            f"{source['train']['num_tokens']:,}",
+            f"{source['validation']['num_tokens']:,}",
+            f"{source['train']['num_documents'] + source['validation']['num_documents']:,}",
+            f"{source['train']['num_bytes'] / source['train']['num_tokens']:.2f}",
+        )
+        for source in corpora["sources"]
+    ]
+
+
+def pilot_rows(project: Project) -> list[Row]:
+    """The designed pilots, a row for each."""
+    return [
+        (
+            f"pilot-{number:02d}",
+            f"{cell.peak_lr:.3g}",
+            f"{cell.replay_ratio:.1%}",
+            f"last {cell.decay_share:.0%}" if cell.decay_share else "none",
+            cell.start.name,
+            cell.purpose,
+        )
+        for number, cell in enumerate(design_pilots(project), start=1)
+    ]
+
+
+def fit_rows(fit_dir: Path) -> list[Row]:
+    """The forms that were tried for each validation set, best first."""
+    sets = read_json(fit_dir / "report.json")["sets"]
+    return [
+        (
+            f"loss_{name}" if number == 0 else "",
+            form["form"],
+            f"{form['discrepancy']:.2%}",
+            f"{form['in_sample_error']:.2%}",
+            "yes" if number == 0 else "",
+        )
+        for name, forms in sets.items()
+        for number, form in enumerate(forms)
+    ]
+
+
+def plan_rows(plan: Plan) -> list[Row]:
+    """Choices and expectations of the chosen run beside the rule of thumb."""
+    pairs = {**knobs_in_words(plan), **expectations_in_words(plan)}
+    return [(label, chosen, thumb) for label, (chosen, thumb) in pairs.items()]
+
+
+def knobs_in_words(plan: Plan) -> dict[str, tuple[str, str]]:
+    """The choices of both runs: chosen, rule of thumb."""
+
+    def words(run: PlannedRun) -> dict[str, str]:
+        return {
+            "peak learning rate": f"{run.peak_lr:.3g}",
+            "replay ratio": f"{run.replay_ratio:.1%}",
+            "steps": f"{run.total_steps:,}",
+            "tokens": f"{run.total_steps * plan.batch_tokens / 1e6:,.2f} M",
+            "linear decay": f"last {run.decay_share:.0%}" if run.decay_share else "none",
+            "start checkpoint": run.start,
+        }
+
+    chosen, thumb = words(plan.chosen), words(plan.rule_of_thumb)
+    return {label: (chosen[label], thumb[label]) for label in chosen}
+
+
+def expectations_in_words(plan: Plan) -> dict[str, tuple[str, str]]:
+    """What is expected of both runs, with intervals: chosen, rule of thumb."""
+
+    def words(run: PlannedRun) -> dict[str, str]:
+        losses = {f"loss_{name}": interval(value) for name, value in run.losses.items()}
+        return {
+            **losses,
+            "forgetting_ratio": interval(run.forgetting_ratio),
+            "weighted change of loss": interval(run.objective, signed=True),
+        }
+
+    chosen, thumb = words(plan.chosen), words(plan.rule_of_thumb)
+    return {label: (chosen[label], thumb[label]) for label in chosen}
+
+
+def interval(value: Expected, *, signed: bool = False) -> str:
+    """A number with its interval: 3.412 [3.38, 3.46]."""
+    sign = "+" if signed else ""
+    return f"{value.mean:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
