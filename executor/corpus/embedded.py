@@ -22,7 +22,7 @@ Kind = Literal["general", "domain"]
 Progress = Callable[[int, int, str], None]
 """Called with bytes done, bytes to do, and what is being done."""
 
-# Bounds of a document: they keep one file from making up much of a validation set. The shares were set by eye (2026-11).
+# Bounds of a document, so that one file does not make up much of a validation set. Shares set by eye (2026-11).
 MIN_PROSE_BYTES, MAX_PROSE_BYTES = 240, 16_000  # longer files become several documents, cut between docstrings
 MIN_CODE_BYTES, MAX_CODE_BYTES = 400, 40_000  # a document is a whole file; longer ones are left out
 MAX_DIGIT_SHARE = 0.08  # more is a table of constants

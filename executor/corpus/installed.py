@@ -81,8 +81,8 @@ PYTHON = "python"  # the standard library, under this name in ids and in the rec
 # Tests repeat themselves, vendored copies repeat others, lexers are lists of other languages' words, and the record of
 # a build differs between machines.
 _SKIPPED_FOLDERS = frozenset(
-    "__pycache__ test tests idle_test _vendor _vendored_packages vendored _extern extern site-packages dist-packages "
-    "lib2to3 typeshed pydoc_data licenses lexers".split()  # noqa: SIM905
+    "__pycache__ test tests idle_test _vendor _vendored_packages vendored _extern extern site-packages dist-packages "  # noqa: SIM905
+    "lib2to3 typeshed pydoc_data licenses lexers".split()
 )
 _SKIPPED_PREFIXES = ("_sysconfigdata", "config-", "license", "notice", "author", "__config__")
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 # About two in five words of running prose are among these; in lists of names and in code hardly any is.
 FUNCTION_WORDS = frozenset(
-    "a about after all also an and any are as at be because been before between both but by can could do does each "
+    "a about after all also an and any are as at be because been before between both but by can could do does each "  # noqa: SIM905
     "either for from given had has have how however if in instead into is it its may more most must no not of on one "
     "only or other otherwise out over same should since so some such than that the their them then there these they "
     "this those through to two under until up use used using was we when where whether which while who will with "
-    "within without would you your".split()  # noqa: SIM905
+    "within without would you your".split()
 )
 # The limits below were set by eye (2026-11) on random samples of the installed packages, until what was let through
 # read as prose and what was held back did not.

@@ -174,5 +174,5 @@ def test_stored_fit_reads_back_the_same_predictions(tmp_path: Path, selection: S
 def test_stored_fit_without_draws_is_refused(tmp_path: Path, selection: Selection) -> None:
     write_fit(tmp_path, "abc", {"general": selection})
     (tmp_path / "draws.npz").unlink()
-    with pytest.raises(ConfigError, match="draws.npz must hold the draws"):
+    with pytest.raises(ConfigError, match=r"draws\.npz must hold the draws"):
         read_fit(tmp_path)
