@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from cptplan.errors import ConfigError, RunFailedError
+from cptplan.errors import ConfigError, CptplanError, RunFailedError
 from cptplan.files import hash_file, read_json, storage_error, write_json
 from executor.distributed import share_from_main
 from executor.run_dir import check_spec_hash
@@ -67,7 +67,8 @@ class Checkpoints:
             dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=temporary, no_dist=self._alone)
             if self._accelerator.is_main_process:
                 self._complete(temporary, final, position)
-        except CheckpointException as failure:
+        except (CheckpointException, CptplanError, OSError) as failure:
+            shutil.rmtree(temporary, ignore_errors=True)  # give the room back
             raise _readable(failure, temporary) from failure
         self._accelerator.wait_for_everyone()
 
@@ -142,13 +143,17 @@ def sync_directory(directory: Path) -> None:
             os.close(handle)
 
 
-def _readable(failure: CheckpointException, path: Path) -> Exception:
+def _readable(failure: CheckpointException | CptplanError | OSError, path: Path) -> CptplanError:
     """The user's words for what stopped a checkpoint."""
-    causes = [cause for cause, _ in failure.failures.values()]
+    if isinstance(failure, CptplanError):
+        return failure
+    causes = [failure]
+    if isinstance(failure, CheckpointException):
+        causes = [cause for cause, _ in failure.failures.values()]
     for cause in causes:
         if isinstance(cause, OSError):
             return storage_error(cause, path)
     return RunFailedError(
-        f"checkpoint must be writable; got {causes[0] if causes else failure} for {path}.",
+        f"checkpoint must be writable; got {causes[0]} for {path}.",
         hint="mend the storage, then run the same command again",
     )

@@ -152,11 +152,11 @@ class ValidationData:
 
 def _open_source(name: str, path: str, spec: RunSpec) -> TokenSource:
     shard = open_shard(Path(path), "train")
-    windows = num_windows(shard.num_tokens, spec.seq_len)
-    _check_windows(f"source {name!r}", windows, shard.num_tokens, spec.seq_len, path)
+    windows = num_windows(len(shard.tokens), spec.seq_len)
+    _check_windows(f"source {name!r}", windows, len(shard.tokens), spec.seq_len, path)
     digest = hashlib.sha256(f"{spec.seed}/{name}".encode()).digest()
     key = np.uint64(int.from_bytes(digest[:8], "little"))
-    return TokenSource(name=name, tokens=shard.tokens, num_windows=windows, vocab_size=shard.vocab_size, key=key)
+    return TokenSource(name=name, tokens=shard.tokens, num_windows=windows, vocab_size=shard.index.vocab_size, key=key)
 
 
 def open_validation(chosen: ValidationSet, seq_len: int) -> ValidationData:
@@ -165,11 +165,11 @@ def open_validation(chosen: ValidationSet, seq_len: int) -> ValidationData:
     Raises:    DataError if there is not one window.
     """
     shard = open_shard(Path(chosen.path), "validation")
-    windows = min(num_windows(shard.num_tokens, seq_len), chosen.num_tokens // seq_len)
-    there = min(shard.num_tokens, chosen.num_tokens + 1)
+    windows = min(num_windows(len(shard.tokens), seq_len), chosen.num_tokens // seq_len)
+    there = min(len(shard.tokens), chosen.num_tokens + 1)
     _check_windows(f"validation set {chosen.name!r}", windows, there, seq_len, chosen.path)
     return ValidationData(
-        name=chosen.name, tokens=shard.tokens, num_windows=windows, vocab_size=shard.vocab_size, seq_len=seq_len
+        name=chosen.name, tokens=shard.tokens, num_windows=windows, vocab_size=shard.index.vocab_size, seq_len=seq_len
     )
 
 

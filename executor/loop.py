@@ -32,7 +32,7 @@ from executor import distributed
 from executor.checkpoint import Checkpoints
 from executor.curve_log import LOSS_PREFIX, CurveLog
 from executor.data import TrainingData, ValidationData, open_validation
-from executor.model import check_vocabulary, count_params, export_model, load_model
+from executor.model import check_vocabulary, count_params, export_model, load_model, tied_names
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class Trainer:
         shards = (*self.data.sources.values(), *self.validation)
         check_vocabulary(model, self.tokenizer, {shard.name: shard.vocab_size for shard in shards})
         self.num_params_total, self.num_params = count_params(model)
+        self.tied = tied_names(model)
         self.model, self.optimizer = distributed.prepare(self.accelerator, model, spec)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.checkpoints = Checkpoints(run_dir / "checkpoints", spec.hash, self.accelerator)
@@ -180,7 +181,8 @@ class Trainer:
         state = get_model_state_dict(self.model, options=options)
         if self.main:
             directory = self.run_dir / "export" / f"step-{self.position.step}"
-            export_model(directory, self.accelerator.unwrap_model(self.model), state, self.tokenizer)
+            once = {name: tensor for name, tensor in state.items() if name not in self.tied}
+            export_model(directory, self.accelerator.unwrap_model(self.model), once, self.tokenizer)
 
     def save(self) -> None:
         """Write a checkpoint, after the log that it counts on."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,9 +20,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
-from cptplan.errors import ConfigError, ModelError
-from cptplan.files import read_json, write_json
+from cptplan.errors import ConfigError, CptplanError, ModelError
+from cptplan.files import read_json, storage_error, write_json
 from cptplan.run_spec import ModelSource, RunSpec
 from executor.checkpoint import sync_directory
 
@@ -33,6 +36,7 @@ def load_model(spec: RunSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
     Raises:    ModelError if a part is missing or does not load; ConfigError if seq_len is longer than its positions.
     """
     source = spec.model
+    disable_progress_bar()
     if source.path is not None:
         _check_directory(source)
     try:
@@ -135,6 +139,15 @@ def count_params(model: PreTrainedModel) -> tuple[int, int]:
     return total, total - sum(excluded.values())
 
 
+def tied_names(model: PreTrainedModel) -> frozenset[str]:
+    """Names that are second names of a parameter: an export holds each parameter once.
+
+    Asked before FSDP2 wraps the model, whose gathered weights no longer show that they are one.
+    """
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return frozenset(every - {name for name, _ in model.named_parameters()})
+
+
 def export_model(
     directory: Path,
     model: PreTrainedModel,
@@ -143,20 +156,32 @@ def export_model(
 ) -> None:
     """Write a model directory that transformers 4 and 5 read alike; whole, or not at all.
 
-    Args:      model: unwrapped. state: full weights on this process.
+    Args:      model: unwrapped. state: full weights on this process, each under one name.
     """
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=dict(state))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(temporary)
-    _write_dual_config(temporary)
-    readable = (temporary / "config.json").stat().st_mode
-    for path in temporary.iterdir():
-        path.chmod(readable)  # safetensors come for their owner only, and a team shares its models
-    sync_directory(temporary)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
+    try:
+        model.save_pretrained(temporary, state_dict=dict(state))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        _write_dual_config(temporary)
+        readable = (temporary / "config.json").stat().st_mode
+        for path in temporary.iterdir():
+            path.chmod(readable)  # safetensors come for their owner only, and a team shares its models
+        sync_directory(temporary)
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.rename(directory)
+    except (OSError, SafetensorError, CptplanError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # give the room back
+        raise _export_error(error, directory) from error
+
+
+def _export_error(error: Exception, directory: Path) -> Exception:
+    """The user's words for a failed export; safetensors puts the system's error number into its message."""
+    number = re.search(r"os error (\d+)", str(error))
+    if isinstance(error, SafetensorError) and number:
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
+    return storage_error(error, directory) if isinstance(error, OSError) else error
 
 
 def _write_dual_config(directory: Path) -> None:

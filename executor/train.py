@@ -1,7 +1,8 @@
 """Train one run: python -m executor.train --run-dir runs/<id>, also under accelerate launch and torchrun.
 
 The directory holds spec.json; the run adds metrics.jsonl, curve.csv, curve.json, progress.json, checkpoints/,
-export/step-N/ and, last, result.json. A complete run ends at once; a stopped one goes on where it was.
+export/step-N/ and, last, result.json. A complete run ends at once; a stopped one goes on where it was; one that is
+still running elsewhere is waited for.
 Exit codes: 0 complete; 2 bad input; 5 failed; 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint saved.
 """
 
@@ -19,8 +20,9 @@ from pathlib import Path
 
 from cptplan.errors import CptplanError, RunFailedError
 from cptplan.files import storage_error
-from cptplan.run_spec import read_run_spec
+from cptplan.run_spec import RunSpec, read_run_spec
 from executor.run_dir import is_complete
+from executor.run_lock import only_one
 
 SIGNAL_EXIT = 128  # a process ended by a signal exits with 128 + its number: 130 for SIGINT, 143 for SIGTERM
 OTHER_RANKS_WAIT_SECONDS = 5.0
@@ -49,9 +51,22 @@ def train(run_dir: Path, *, threads: int | None, started: float) -> int:
     Raises:    CptplanError of the kind whose exit code says what is wrong.
     """
     spec = read_run_spec(run_dir / "spec.json")
-    if is_complete(run_dir, spec):
-        logging.info("%s is complete", run_dir)
+    if _said_complete(run_dir, spec):
         return 0
+    # every rank waits for its own forerunner, so that all find the same when they go on
+    with only_one(run_dir / f".lock-{_rank()}"):
+        return 0 if _said_complete(run_dir, spec) else _train(run_dir, spec, threads, started)
+
+
+def _said_complete(run_dir: Path, spec: RunSpec) -> bool:
+    complete = is_complete(run_dir, spec)
+    if complete:
+        logging.info("%s is complete", run_dir)
+    return complete
+
+
+def _train(run_dir: Path, spec: RunSpec, threads: int | None, started: float) -> int:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for a checkpoint, and there is nothing to save yet
     # imported here: torch and transformers take seconds that a complete run or a wrong spec need not wait for
     _quiet_libraries()
     import torch
