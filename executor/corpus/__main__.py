@@ -11,6 +11,7 @@ from cptplan.errors import CptplanError
 from cptplan.files import read_json
 from executor.corpus.prepare import prepare
 from executor.corpus.spec import CorpusSpec
+from executor.run_lock import only_one
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     path = parser.parse_args(arguments).spec
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     try:
-        prepare(CorpusSpec.parse(read_json(path), str(path)))
+        spec = CorpusSpec.parse(read_json(path), str(path))
+        with only_one(Path(spec.out) / ".lock"):
+            prepare(spec)
     except CptplanError as error:
         sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code

@@ -6,6 +6,7 @@ sources it had finished are not tokenized again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +57,8 @@ class Progress:
         now = time.monotonic()
         if now - self._last >= 0.5 or percent >= _DONE:
             self._last = now
-            write_progress(self.path, done=int(percent), total=_DONE, unit="%", message=message)
+            with contextlib.suppress(OSError):  # if the disk is full, what is worth keeping will say so
+                write_progress(self.path, done=int(percent), total=_DONE, unit="%", message=message)
 
     def between(self, begin: float, end: float) -> Callable[[int, int, str], None]:
         """A callback that spreads done / total over a part of the whole."""
@@ -112,36 +114,40 @@ def _survey_sources(spec: CorpusSpec, progress: Progress) -> list[Prepared]:
     width = _READ_UNTIL / len(spec.sources)
     for number, source in enumerate(spec.sources):
         report = progress.between(number * width, (number + 1) * width)
+        read: Callable[[], Iterator[Document]]
         origin: dict[str, Any] = {}
         if source.kind == "files":
-            read = _file_reader(source, report)
+            read = partial(
+                read_documents,
+                Path(str(source.path)),
+                text_column=source.text_column,
+                id_column=source.id_column,
+                max_bytes=source.max_bytes,
+            )
+            documents = _reported(read(), source, report)
         else:
             kind = cast(Kind, source.kind.removeprefix("embedded:"))
             corpus = read_embedded(kind, max_bytes=source.max_bytes or 1 << 62, progress=report)
             origin = {"num_skipped_files": corpus.num_skipped_files, "versions": corpus.versions}
             read = corpus.documents.__iter__
-        found = survey(read(), name=source.name, seed=spec.seed, share=spec.validation_share, seen=seen)
+            documents = read()
+        found = survey(documents, name=source.name, seed=spec.seed, share=spec.validation_share, seen=seen)
         log.info("%s: %d documents, %d duplicates", source.name, len(found.sizes), found.num_duplicates)
         prepared.append(Prepared(spec=source, read=read, survey=found, origin=origin))
     return prepared
 
 
-def _file_reader(source: SourceSpec, report: Callable[[int, int, str], None]) -> Callable[[], Iterator[Document]]:
-    """Reads the files of a source; the first time with progress, by the share of its bytes that text can be."""
-    path = Path(str(source.path))
-    size = sum(file.stat().st_size for file in list_corpus_files(path))
+def _reported(
+    documents: Iterable[Document], source: SourceSpec, report: Callable[[int, int, str], None]
+) -> Iterator[Document]:
+    """The documents, with progress by the bytes of text against those of the files (compressed ones end early)."""
+    size = sum(file.stat().st_size for file in list_corpus_files(Path(str(source.path))))
     total = min(size, source.max_bytes or size)
-
-    def read() -> Iterator[Document]:
-        num_bytes = 0
-        for document in read_documents(
-            path, text_column=source.text_column, id_column=source.id_column, max_bytes=source.max_bytes
-        ):
-            num_bytes += len(document.text)
-            report(num_bytes, total, f"reading {source.name}")
-            yield document
-
-    return read
+    num_bytes = 0
+    for document in documents:
+        num_bytes += len(document.text)
+        report(num_bytes, total, f"reading {source.name}")
+        yield document
 
 
 def _tokenizer(spec: CorpusSpec, sources: list[Prepared], progress: Progress) -> TextTokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ from executor.corpus.embedded import EmbeddedCorpus, Kind, block_strings, read_e
 from executor.corpus.prose import FUNCTION_WORDS, likeness_key
 
 MAX_BYTES = 150_000
+# A few of the list, so that the tests stay quick; the demo reads them all.
+PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "optuna", "hypothesis", "pytest", "pluggy", "pydantic", "Jinja2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_packages() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "DISTRIBUTIONS", {name: installed.DISTRIBUTIONS[name] for name in PACKAGES})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +43,7 @@ def test_read_embedded_fills_the_budget_from_many_packages(corpus: tuple[Kind, E
     sizes = [len(document.text.encode()) for document in found.documents]
     assert 0.9 * MAX_BYTES <= sum(sizes) == found.num_bytes <= MAX_BYTES
     packages = {document.id.split("/")[0].split(":")[0] for document in found.documents}
-    assert len(packages) >= 10  # one large file can take the part of several packages
+    assert len(packages) >= 7  # one large file can take the part of another package
     assert {"python", "numpy"} <= set(found.versions)
 
 
@@ -72,7 +82,7 @@ def test_read_embedded_domain_is_code_without_documentation(corpora: dict[Kind, 
 def test_read_embedded_reports_progress_with_package_names() -> None:
     seen: list[tuple[int, int, str]] = []
     read_embedded("domain", max_bytes=30_000, progress=lambda *report: seen.append(report))
-    assert ("reading torch" in {message for _, _, message in seen}) == ("torch" in installed.installed_versions())
+    assert {"reading python", "reading numpy", "reading pluggy"} <= {message for _, _, message in seen}
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
     assert all(total == 30_000 for _, total, _ in seen)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cptplan.errors import DataError, StorageError
+from cptplan.errors import DataError, RunFailedError, StorageError
 from executor.corpus import pack
 from executor.corpus.documents import Document
 from executor.corpus.pack import ShardIndex, open_shard, pack_source, read_packed, require_tokens, require_vocabulary
@@ -93,6 +94,18 @@ def test_pack_source_into_a_place_that_cannot_be_written_is_refused(tokenizer: T
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="must be writable"):
         write(tmp_path / "file" / "below", tokenizer)
+
+
+def test_pack_source_on_a_full_disk_fails_the_run_and_leaves_nothing(
+    tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, text: str, token_ids: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pack._Writer, "add", full)
+    with pytest.raises(RunFailedError, match="disk must have room"):
+        write(tmp_path, tokenizer)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_read_packed_knows_its_own_and_no_other(tokenizer: TextTokenizer, tmp_path: Path) -> None:

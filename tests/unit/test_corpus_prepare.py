@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from executor.corpus import embedded
 from executor.corpus import prepare as prepare_module
 from executor.corpus.__main__ import main
 from executor.corpus.pack import open_shard
@@ -165,7 +166,21 @@ def test_process_killed_leaves_leftovers_that_the_next_one_removes(project: Path
     assert not list((project / "out").rglob("*.tmp"))
 
 
-def test_process_embedded_sources_record_versions(project: Path) -> None:
+def test_process_reports_progress_that_never_goes_back(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        prepare_module, "write_progress", lambda path, *, done, message, **rest: reported.append((done, message))
+    )
+    monkeypatch.setattr(prepare_module.time, "monotonic", iter(range(10**6)).__next__)
+    assert run(project) == 0
+    percents = [done for done, _ in reported]
+    assert percents == sorted(percents)
+    assert (percents[0], percents[-1]) == (0, 100)
+    assert {"reading general", "reading code", "packing code", "training the tokenizer"} <= {m for _, m in reported}
+
+
+def test_process_embedded_sources_record_versions(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "DISTRIBUTIONS", {"numpy": ("numpy",)})
     sources = [
         {"name": "general", "role": "general", "kind": "embedded:general", "max_bytes": 30_000},
         {"name": "domain", "role": "domain", "kind": "embedded:domain", "max_bytes": 30_000},

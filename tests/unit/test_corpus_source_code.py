@@ -35,7 +35,7 @@ def strip(source: str) -> str | None:
         ("x = '''\n# inside\n\n\n\n'''\n", "x = '''\n# inside\n\n\n\n'''\n"),
         ("a = 1\n\n\n\n\n\nb = 2\n", "a = 1\n\n\nb = 2\n"),
         ("f(\n    # first\n    1,  # second\n)\n", "f(\n    1,\n)\n"),
-        ("x = r'\\'  # raw\n" if False else "x = '\\''  # escaped\n", "x = '\\''\n"),
+        ("x = '\\''  # escaped\n", "x = '\\''\n"),
         ('"a"; x = 1\n', "pass; x = 1\n"),
         ("try:\n    pass\nexcept E:\n    'doc'\n", "try:\n    pass\nexcept E:\n    pass\n"),
         ("# only a comment\n", ""),
@@ -70,7 +70,7 @@ def bare(source: str | bytes) -> str:
         return ast.dump(Bare().visit(ast.parse(source)))
 
 
-@pytest.mark.parametrize("folder", ["json", "email", "logging", "unittest"])
+@pytest.mark.parametrize("folder", ["json", "logging", "http"])
 def test_without_documentation_keeps_the_syntax_tree_of_real_modules(folder: str) -> None:
     files = sorted((STDLIB / folder).glob("*.py"))
     assert files
