@@ -105,10 +105,12 @@ class _PlainNote:
 
     def __call__(self, done: int, total: int, message: str) -> None:
         now = time.monotonic()
-        began, already = self.first = self.first or (now, done)
+        if self.first is None and done > 0:
+            self.first = (now, done)  # the pace counts from the first thing done, not from start-up
         if now - self.spoke < PLAIN_SECONDS:
             return
         self.spoke = now
+        began, already = self.first or (now, done)
         rate = (done - already) / max(now - began, 1e-9)
         left = f", about {duration((total - done) / rate)} left" if rate > 0 else ""
         self.screen.say(f"  {self.title}: {done}/{total}{left}{f' ({message})' if message else ''}")

@@ -1,4 +1,4 @@
-"""The whole path, small: two corpora from the installed packages, a base model, pilots, law, plan, price, launch, proof.
+"""The whole path, small: corpora from the installed packages, base model, pilots, law, plan, price, launch, proof.
 
 A thin script over the stages that the verbs use. Only two things are its own: the project it writes, and the
 pre-training of a base model, which a user brings.
@@ -16,7 +16,6 @@ from cptplan.config import Budget, Corpus, Data, Goal, Model, Pilot, Project, St
 from cptplan.console import Screen, duration
 from cptplan.files import write_text
 from cptplan.mixture import ConstantMixture
-from cptplan.plan import Plan
 from cptplan.pricing import COLUMNS, price_plan
 from cptplan.report.build import build_report
 from cptplan.report.html import write_report
@@ -77,7 +76,7 @@ TINY = Scale(
     eval_points=14,
     trials=30,
 )
-PEAK_LR = 3e-3  # measured: the best of 1e-3, 3e-3, 1e-2 for this base model on this text, reports/log.md
+PEAK_LR = 3e-3  # assumed: a usual peak for models of this size, not tuned
 
 
 def run_demo(out: Path, *, tiny: bool, screen: Screen) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def run_demo(out: Path, *, tiny: bool, screen: Screen) -> dict[str, Any]:
     with screen.stage("2/8 base model") as note:
         base = campaign.jobs_of([base_spec(workspace, scale)], workspace.runs)
         stages.run_jobs(project, base, note)
-        stages.collect_curves(workspace, [job.run_dir for job in base])
+        stages.collect_curves(workspace.curves, [job.run_dir for job in base])
     screen.table("Pilots", tables.PILOT_COLUMNS, tables.pilot_rows(project))
     with screen.stage("3/8 pilots") as note:
         stages.run_pilots(project, workspace, corpora, note)
@@ -118,7 +117,7 @@ def run_demo(out: Path, *, tiny: bool, screen: Screen) -> dict[str, Any]:
     with screen.stage("7/8 proof: the chosen run and the rule of thumb") as note:
         jobs = [stages.final_job(workspace), stages.rule_of_thumb_job(project, workspace, plan)]
         stages.run_jobs(project, jobs, note)
-        stages.collect_curves(workspace, [job.run_dir for job in jobs])
+        stages.collect_curves(workspace.curves, [job.run_dir for job in jobs])
     with screen.stage("8/8 report"):
         report = build_report(project, workspace)
         files = write_report(report, workspace.report)
@@ -160,7 +159,7 @@ def demo_project(workspace: Workspace, scale: Scale) -> Project:
             total_steps=scale.pilot_steps,
             batch_tokens=scale.batch_tokens,
             num_runs=scale.num_pilots,
-            peak_lr_range=(PEAK_LR / 10, PEAK_LR),
+            peak_lr_range=(PEAK_LR / 10, 2 * PEAK_LR),
             warmup_steps=scale.warmup_steps,
             parallel=2,
             threads=1,

@@ -14,7 +14,7 @@ from cptplan.plan import Expected, Plan, PlannedRun
 Row = tuple[str, ...]
 
 PILOT_COLUMNS = ("pilot", "peak_lr", "replay", "decay", "start", "what it is for")
-FIT_COLUMNS = ("validation set", "form", "misses unseen pilots by", "in sample", "kept")
+FIT_COLUMNS = ("validation set", "form", "unseen pilots", "in sample", "kept")
 CORPORA_COLUMNS = ("source", "train tokens", "validation tokens", "documents", "bytes per token")
 
 

@@ -46,6 +46,16 @@ class CptForm:
     open_start: bool = False
     """Pre-training is unknown: its forward area S_pt is estimated (arXiv:2505.07796, section 6), not interpreted."""
 
+    @property
+    def name(self) -> str:
+        """The form in a word: published, or what it has instead."""
+        if self.amplitude == "exponential" and not self.clock and not self.free_power:
+            return "published"
+        parts = {"exponential": ["exp"], "logarithmic": ["log"], "none": []}[self.amplitude]
+        return (
+            "+".join([*parts, *(["clock"] if self.clock else []), *(["power"] if self.free_power else [])]) or "plain"
+        )
+
 
 PUBLISHED = CptForm(amplitude="exponential", clock=False, free_power=False)
 
@@ -59,11 +69,7 @@ class CptLaw:
         self.side = side
         self.reference_lr = reference_lr
         self.form = form or CptForm()
-        self.name = (
-            f"cpt_{self.form.amplitude}"
-            + ("_clock" if self.form.clock else "")
-            + ("_power" if self.form.free_power else "")
-        )
+        self.name = self.form.name
         self.parameters: tuple[Parameter, ...] = self._parameters()
         self.terms: tuple[Term, ...] = (
             Term(name="L0", meaning="loss that no training removes, nats per token", sign=1),
