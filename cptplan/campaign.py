@@ -91,7 +91,8 @@ def run_all(
     """
     waiting = [job for job in jobs if not is_complete(job.run_dir, job.spec)]
     live: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
-    share = max((os.cpu_count() or 1) // max(min(parallel, len(waiting)), 1), 1)
+    # the share of a full house even when few runs are left: sums over threads depend on how many there are
+    share = max((os.cpu_count() or 1) // parallel, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads or share)}
     try:
         while waiting or live:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cptplan.config import Project
 from cptplan.errors import DataError, ModelError
+from cptplan.files import read_json
 from cptplan.model_shape import read_model_shape
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -50,3 +53,35 @@ def _model_words(path: Path, tokenizer: str | None) -> str:
             hint="save the tokenizer there, or give data.tokenizer",
         )
     return f"{shape.model_type}, {shape.total_params / 1e6:,.1f} M parameters, vocabulary {shape.vocab_size:,}"
+
+
+def check_vocabulary(project: Project, corpora: Mapping[str, Any], data_dir: Path) -> None:
+    """Raise ModelError if a start cannot read the packed tokens: too few embeddings, or a tokenizer of its own.
+
+    Args:      corpora: corpora.json. data_dir: where it lies. Starts that are not on this machine are left for the
+               trainer to check.
+    """
+    packed, size = _vocabulary(data_dir / corpora["tokenizer"]["path"]), corpora["tokenizer"]["vocab_size"]
+    for start in project.model.starts:
+        path = Path(start.path)
+        if not (path / "config.json").exists():
+            continue
+        rows = read_json(path / "config.json").get("vocab_size")
+        if isinstance(rows, int) and size > rows:
+            raise ModelError(
+                f"vocabulary of the tokenizer must fit the model's {rows:,} embeddings; got {size:,} in {data_dir} "
+                f"for {path}.",
+                hint="pack the corpora with the model's own tokenizer, into another --out",
+            )
+        own = _vocabulary(path)
+        if packed is not None and own is not None and own != packed:
+            raise ModelError(
+                f"tokenizer must be the model's own; got one of another vocabulary in {data_dir} for {path}.",
+                hint="leave data.tokenizer out, and pack into another --out",
+            )
+
+
+def _vocabulary(directory: Path) -> object:
+    """Tokens and their ids as tokenizer.json has them; None when there is none."""
+    path = directory / "tokenizer.json"
+    return read_json(path).get("model", {}).get("vocab") if path.exists() else None

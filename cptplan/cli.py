@@ -1,4 +1,4 @@
-"""The command line: verbs in pipeline order. No arithmetic here; every verb reads files, calls one stage, says what next."""
+"""The command line: verbs in pipeline order. No arithmetic: every verb reads files, calls a stage, says what next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from cptplan import __version__
 from cptplan.console import Screen
-from cptplan.errors import CptplanError
+from cptplan.errors import ConfigError, CptplanError
 
 if TYPE_CHECKING:
     from cptplan.config import Project
@@ -37,6 +37,7 @@ Weights = Annotated[
     str | None, typer.Option("--weights", help="What counts, such as general=0.4 (the domains share the rest).")
 ]
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C: 128 + SIGINT
 DEFAULT_CONFIG = Path("cptplan.yaml")
 DEFAULT_OUT = Path("campaign")
 
@@ -48,9 +49,16 @@ def main() -> None:
     except CptplanError as error:
         Screen().error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Screen().say("stopped; the same command goes on where it was")
-        sys.exit(130)
+    except OSError as failure:
+        from cptplan.files import storage_error
+
+        storage = storage_error(failure, Path(failure.filename or "the output directory"))
+        Screen().error(storage)
+        sys.exit(storage.exit_code)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            Screen().say("stopped; the same command goes on where it was")
+        raise
 
 
 @app.callback(invoke_without_command=True)
@@ -65,7 +73,9 @@ def _open(config: Path, out: Path, overrides: list[str]) -> tuple[Project, Works
     from cptplan.config import read_project
     from cptplan.workspace import Workspace
 
-    return read_project(config, overrides), Workspace(root=out)
+    project, workspace = read_project(config, overrides), Workspace(root=out)
+    workspace.check(project)
+    return project, workspace
 
 
 @app.command()
@@ -236,6 +246,8 @@ def cost(
     from cptplan import pricing
 
     screen = Screen(as_json=as_json)
+    if tokens is not None and model is None:
+        raise ConfigError(f"--tokens must come with --model; got {tokens!r} alone.", hint="leave it out for the plan")
     if model is not None:
         rows = pricing.price_model(model, pricing.parse_tokens(tokens), gpu or "h100-sxm", num_devices or 8, seq_len)
     else:
@@ -274,8 +286,11 @@ def launch(
 
 @app.command()
 def report(
-    config: Config = DEFAULT_CONFIG, override: Set = [], out: Out = DEFAULT_OUT, as_json: AsJson = False
-) -> None:  # noqa: B006
+    config: Config = DEFAULT_CONFIG,
+    override: Set = [],  # noqa: B006
+    out: Out = DEFAULT_OUT,
+    as_json: AsJson = False,
+) -> None:
     """Write the HTML report and its figures."""
     from cptplan.report.build import build_report
     from cptplan.report.html import write_report

@@ -41,6 +41,13 @@ class Model(Contract):
     """Curve directory of the pre-training runs, when there is one."""
     trust_remote_code: bool = False
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [start.name for start in self.starts]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"model.starts must have different names; got {', '.join(names)}.", hint="rename one")
+        return self
+
 
 class Corpus(Contract):
     """One corpus: files, or one of the two embedded ones."""
@@ -72,6 +79,10 @@ class Data(Contract):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.general.name != "general":
+            raise ConfigError(
+                f"data.general.name must be general, the name of its loss; got {self.general.name}.", hint="rename it"
+            )
         names = [self.general.name, *(domain.name for domain in self.domains)]
         if len(set(names)) < len(names):
             raise ConfigError(f"corpora must have different names; got {', '.join(names)}.", hint="rename one")
@@ -81,7 +92,8 @@ class Data(Contract):
 class Goal(Contract):
     """What a good run is."""
 
-    weights: dict[str, float] = Field(default_factory=lambda: {"general": 0.4, "domain": 0.6})
+    weights: dict[str, float] = Field(default_factory=lambda: {"general": 0.4})
+    """By validation set; those not named share the rest of 1."""
     max_general_increase: Annotated[float, Field(ge=0)] | None = None
     """Largest relative rise of general loss over the base model, such as 0.03."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.9
@@ -141,6 +153,23 @@ class Project(Contract):
     pilot: Pilot
     seed: Annotated[int, Field(ge=0)] = 0
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        pilot, unit = self.pilot, self.data.seq_len * self.pilot.processes
+        if pilot.batch_tokens % unit:
+            raise ConfigError(
+                f"pilot.batch_tokens must be a multiple of data.seq_len x pilot.processes, {unit}; got "
+                f"{pilot.batch_tokens}.",
+                hint=f"{max(pilot.batch_tokens // unit, 1) * unit} is one",
+            )
+        if self.budget.tokens < pilot.total_steps * pilot.batch_tokens:
+            raise ConfigError(
+                f"budget.tokens must be at least a pilot's tokens, {pilot.total_steps * pilot.batch_tokens}; got "
+                f"{self.budget.tokens}.",
+                hint="shorten the pilots or raise the budget",
+            )
+        return self
+
     @property
     def peak_lr_range(self) -> tuple[float, float]:
         """Peak learning rates that the pilots span, low and high."""
@@ -156,8 +185,9 @@ def read_project(path: Path, overrides: Sequence[str] = ()) -> Project:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"project file must be readable; got {error} for {path}.", hint="cptplan init writes one"
+            f"project file must be readable; got {reason} for {path}.", hint="cptplan init writes one"
         ) from error
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
@@ -177,8 +207,9 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         value = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(f"file must be YAML; got {line[:160]} in {where}.", hint="check the indentation") from error
+        problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise ConfigError(f"file must be YAML; got {problem or error} in {place}.", hint="check the line") from error
     return _plain_numbers(value)
 
 

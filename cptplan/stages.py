@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cptplan import campaign
+from cptplan.checks import check_vocabulary
 from cptplan.config import Project, Start, parse_weights
 from cptplan.curves import LossCurve, read_curve_directory, write_curve
 from cptplan.design import pilot_specs, run_spec
@@ -29,7 +30,7 @@ from cptplan.fit.select import select_law
 from cptplan.fit.store import read_fit, write_fit
 from cptplan.forecast import Forecaster, StartState
 from cptplan.hardware import find_hardware
-from cptplan.launch import write_launch
+from cptplan.launch import check_target, write_launch
 from cptplan.laws.history import history_of
 from cptplan.plan import Plan, PlannedRun, make_plan, read_plan, write_plan
 from cptplan.run_spec import RunSpec, read_run_spec
@@ -65,7 +66,18 @@ def pack_data(project: Project, workspace: Workspace, note: Note = quiet) -> dic
     write_json(spec_path, spec)
     command = [sys.executable, "-m", "executor.corpus", "--spec", str(spec_path)]
     _run_process(command, workspace.data, note)
-    found: dict[str, Any] = read_json(workspace.data / "corpora.json")
+    return read_corpora(workspace)
+
+
+def read_corpora(workspace: Workspace) -> dict[str, Any]:
+    """corpora.json of a campaign.
+
+    Raises:    DataError if nothing is packed yet.
+    """
+    path = workspace.data / "corpora.json"
+    if not path.exists():
+        raise DataError(f"corpora must be packed; got no {path}.", hint="run cptplan data pack")
+    found: dict[str, Any] = read_json(path)
     return found
 
 
@@ -141,12 +153,16 @@ def run_pilots(
     """Train the designed pilots and gather their curves, with those of pre-training when the project has them.
 
     Returns:   result.json of every pilot.
-    Raises:    DataError if a corpus is too small for the pilots or the budget; RunFailedError if a run fails.
+    Raises:    DataError if a corpus is too small for the pilots or the budget; ModelError if a start cannot read the
+               tokens; RunFailedError if a run fails.
     """
     jobs = pilot_jobs(project, workspace)
-    require_tokens(corpora, [job.spec for job in jobs])
+    for job in jobs:
+        require_tokens(corpora, tokens_of_run(job.spec))
+    require_tokens(corpora, tokens_of_budget(project))
+    check_vocabulary(project, corpora, workspace.data)
     results = run_jobs(project, jobs, note)
-    collect_curves(workspace, [job.run_dir for job in jobs])
+    collect_curves(workspace.curves, [job.run_dir for job in jobs])
     if project.model.pretrain_curves is not None:
         for name, curve in read_curve_directory(Path(project.model.pretrain_curves)).items():
             if not (workspace.curves / f"{name}.csv").exists():
@@ -154,33 +170,48 @@ def run_pilots(
     return results
 
 
-def require_tokens(corpora: Mapping[str, Any], specs: Sequence[RunSpec]) -> None:
-    """Raise DataError if a corpus has fewer tokens than one pass of the longest of the runs needs."""
+def require_tokens(corpora: Mapping[str, Any], needed: Mapping[str, int]) -> None:
+    """Raise DataError if a corpus has fewer tokens than one pass needs.
+
+    Args:      corpora: corpora.json. needed: training tokens by source.
+    """
     for source in corpora["sources"]:
-        name, tokens = source["name"], source["train"]["num_tokens"]
-        needed = max((_tokens_needed(spec, name) for spec in specs), default=0)
-        if tokens < needed:
+        name, there = source["name"], source["train"]["num_tokens"]
+        if there < needed[name]:
             raise DataError(
-                f"corpus must hold the tokens that the runs train on; got {tokens:,} tokens in {name}, "
-                f"needed {needed:,}.",
-                hint="shorten the runs (pilot.total_steps, budget.tokens) or add text",
+                f"corpus must hold the tokens that a run trains on, once; got {there:,} tokens, needed "
+                f"{needed[name]:,} in {name}.",
+                hint="add text, or shorten the runs: pilot.total_steps, budget.tokens",
             )
 
 
-def _tokens_needed(spec: RunSpec, name: str) -> int:
-    replay = float(np.mean(spec.replay_ratios()))
-    source = next(s for s in spec.sources if s.name == name)
-    domain_weight = sum(s.weight for s in spec.sources if s.role == "domain") or 1.0
-    share = replay if source.role == "general" else (1.0 - replay) * source.weight / domain_weight
-    return int(spec.total_tokens * share)
+def tokens_of_run(spec: RunSpec) -> dict[str, int]:
+    """Training tokens of a run by source."""
+    return _by_source(spec.total_tokens, float(np.mean(spec.replay_ratios())), spec)
 
 
-def collect_curves(workspace: Workspace, run_dirs: Sequence[Path]) -> None:
-    """Copy the curves of finished runs into the curve directory, under the runs' names."""
+def tokens_of_budget(project: Project) -> dict[str, int]:
+    """Tokens of every source without which no run of the whole budget exists, whatever its replay ratio."""
+    spec = pilot_specs(project, "")[0]
+    least, most = (_by_source(project.budget.tokens, replay, spec) for replay in project.pilot.replay_range)
+    return {name: min(least[name], most[name]) for name in least}
+
+
+def _by_source(tokens: int, replay_ratio: float, spec: RunSpec) -> dict[str, int]:
+    weights = sum(source.weight for source in spec.sources if source.role == "domain")
+    shares = {
+        source.name: replay_ratio if source.role == "general" else (1.0 - replay_ratio) * source.weight / weights
+        for source in spec.sources
+    }
+    return {name: int(tokens * share) for name, share in shares.items()}
+
+
+def collect_curves(curves_dir: Path, run_dirs: Sequence[Path]) -> None:
+    """Copy the curves of finished runs into a curve directory, under the runs' names."""
     for run_dir in run_dirs:
         name = read_json(run_dir / "spec.json")["name"]
         for suffix in ("csv", "json"):
-            write_bytes(workspace.curves / f"{name}.{suffix}", (run_dir / f"curve.{suffix}").read_bytes())
+            write_bytes(curves_dir / f"{name}.{suffix}", (run_dir / f"curve.{suffix}").read_bytes())
 
 
 def fit(
@@ -322,9 +353,12 @@ def write_launch_files(project: Project, workspace: Workspace, target: str) -> P
     """Write the launch files of the newest plan's run for a target.
 
     Returns:   launch/<target>/, which holds launch.sh and run/spec.json.
+    Raises:    ConfigError for an unknown target or without a plan; DataError if a corpus is too small for the run.
     """
+    check_target(target)
     plan = read_plan(workspace.latest("plans") / "plan.json")
     spec = planned_spec(project, workspace, plan.chosen, "final")
+    require_tokens(read_corpora(workspace), tokens_of_run(spec))
     local = target == "local"
     name = (
         ("cpu" if shutil.which("nvidia-smi") is None else project.budget.hardware) if local else project.budget.hardware
@@ -353,6 +387,7 @@ def final_job(workspace: Workspace, target: str = "local") -> campaign.Job:
 def rule_of_thumb_job(project: Project, workspace: Workspace, plan: Plan) -> campaign.Job:
     """The run that most people would start today, to compare with."""
     spec = planned_spec(project, workspace, plan.rule_of_thumb, "rule-of-thumb")
+    require_tokens(read_corpora(workspace), tokens_of_run(spec))
     return campaign.jobs_of([spec], workspace.runs, project.pilot.processes)[0]
 
 

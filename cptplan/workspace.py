@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cptplan.config import Project
 from cptplan.errors import ConfigError, StorageError
 from cptplan.files import hash_json, read_json, write_json
+
+WHERE_AND_HOW_MANY = ("num_runs", "parallel", "processes", "threads")
+"""Keys of pilot that may change while a campaign goes on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,22 +56,26 @@ class Workspace:
         return self.root / "report"
 
     def claim(self, project: Project) -> None:
-        """Make the directory this campaign's own.
+        """Take the directory for a project, or find it taken by the same one.
 
-        Weights, budget and prices may change from call to call; model, data, pilots and seed may not, because runs
-        that are there were trained with them.
         Raises:    StorageError if it belongs to another campaign or cannot be written.
         """
-        record = {key: project.to_json().get(key) for key in ("model", "data", "pilot", "seed")}
+        self.check(project)
         path = self.root / "campaign.json"
         if not path.exists():
+            record = _identity(project)
             write_json(path, {"schema_version": 1, "hash": hash_json(record), **record})
+
+    def check(self, project: Project) -> None:
+        """Raise StorageError if the directory belongs to another campaign."""
+        path = self.root / "campaign.json"
+        if not path.exists():
             return
-        old = read_json(path)
-        if old.get("hash") != hash_json(record):
-            changed = [key for key in record if old.get(key) != record[key]]
+        old, record = read_json(path), _identity(project)
+        if not isinstance(old, dict) or old.get("hash") != hash_json(record):
+            changed = [key for key in record if not isinstance(old, dict) or old.get(key) != record[key]]
             raise StorageError(
-                f"a directory must hold one campaign; got another {' and '.join(changed) or 'version'} in {path}.",
+                f"directory must hold one campaign; got another {' and '.join(changed) or 'version'} in {path}.",
                 hint="choose another --out, or remove the old campaign",
             )
 
@@ -78,10 +86,26 @@ class Workspace:
         """
         path = self.root / kind / "latest.json"
         if not path.exists():
-            verb = {"fits": "cptplan fit", "plans": "cptplan optimize"}[kind]
-            raise ConfigError(f"{kind} must hold a finished one; got none in {path.parent}.", hint=f"run {verb} first")
-        return self.root / kind / str(read_json(path)["hash"])
+            what, verb = {"fits": ("fit", "cptplan fit"), "plans": ("plan", "cptplan optimize")}[kind]
+            raise ConfigError(f"{what} must be there; got none in {path.parent}.", hint=f"run {verb} first")
+        value = read_json(path)
+        name = value.get("hash") if isinstance(value, dict) else None
+        if not isinstance(name, str):
+            raise ConfigError(f"{what} must be named by its hash; got {name!r} in {path}.", hint=f"run {verb} again")
+        return self.root / kind / name
 
     def set_latest(self, kind: str, name: str) -> None:
         """Name the newest fit or plan."""
         write_json(self.root / kind / "latest.json", {"schema_version": 1, "hash": name})
+
+
+def _identity(project: Project) -> dict[str, Any]:
+    """What the runs that are there were trained with.
+
+    Weights, budget and prices may change from call to call, more pilots may be asked for, and runs may go on with other
+    processes; model, data, seed and what else the pilots are may not change.
+    """
+    record = {key: project.to_json()[key] for key in ("model", "data", "pilot", "seed")}
+    for key in WHERE_AND_HOW_MANY:
+        record["pilot"].pop(key, None)
+    return record

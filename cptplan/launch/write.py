@@ -136,13 +136,18 @@ def find_layer_class(spec: RunSpec, project_dir: Path) -> str | None:
     return family.layer_class if family else None
 
 
+def check_target(target: str) -> None:
+    """Raise ConfigError for a target that is not one of TARGETS."""
+    if target not in TARGETS:
+        hint = suggest(target, TARGETS) or f"known: {', '.join(TARGETS)}"
+        raise ConfigError(f"launch target must be known; got {target!r}.", hint=hint)
+
+
 def _check(
     target: str, spec: RunSpec, hardware: Hardware, num_processes: int, num_nodes: int, slurm: SlurmOptions
 ) -> None:
     """Raise ConfigError unless the run can be started so."""
-    if target not in TARGETS:
-        hint = suggest(target, TARGETS) or f"known: {', '.join(TARGETS)}"
-        raise ConfigError(f"launch target must be known; got {target!r}.", hint=hint)
+    check_target(target)
     if num_nodes < 1 or num_processes < 1 or num_processes % num_nodes:
         raise ConfigError(
             f"num_processes must be a positive multiple of num_nodes; got {num_processes} and {num_nodes}.",
