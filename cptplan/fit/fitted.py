@@ -62,6 +62,8 @@ class FittedLaw:
     """First CPT step that was fitted."""
     longest_area: float
     """Largest CPT area among the pilots, in steps at the reference rate."""
+    longest_steps: int
+    """Most optimiser steps of a pilot."""
 
     @property
     def discrepancy(self) -> float:
@@ -99,11 +101,13 @@ class FittedLaw:
         """Relative standard deviation of what the law misses along a run, shape (points,).
 
         Nothing before training, the transient's error until it settles, the held-out error at the pilots' length, and
-        beyond it as much again for each doubling of the area (assumed; checked on longer runs in reports/).
+        beyond it as much again for each doubling of the steps or of the area, whichever is further out (assumed;
+        checked on longer runs in experiments/01_predict_longer).
         """
         area = np.concatenate([[0.0], np.cumsum(history.lr / self.law.reference_lr)])[steps]
-        beyond = np.log2(np.maximum(area / max(self.longest_area, 1e-12), 1.0))
-        settled = self.discrepancy * (1.0 + beyond)
+        further = np.maximum(area / max(self.longest_area, 1e-12), steps / max(self.longest_steps, 1))
+        beyond = np.log2(np.maximum(further, 1.0)) if history.phase == "cpt" else 0.0
+        settled = np.full(len(steps), self.discrepancy) * (1.0 + beyond)
         if history.phase == "pretrain":
             return settled
         transient = np.where(steps == 0, 0.0, max(self.transient_error, self.discrepancy))
@@ -139,6 +143,7 @@ def draw(
         transient_error=in_sample_error(law, best, transient) if transient else 0.0,
         settled_step=settled_step,
         longest_area=max((float(np.sum(d.history.lr)) / law.reference_lr for d in pilots), default=0.0),
+        longest_steps=max((int(d.steps[-1]) for d in pilots), default=0),
     )
 
 

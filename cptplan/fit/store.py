@@ -38,6 +38,7 @@ class StoredLaw(Contract):
     transient_error: float
     settled_step: int
     longest_area: float
+    longest_steps: int
 
 
 class StoredFit(Contract):
@@ -93,6 +94,7 @@ def _store(fitted: FittedLaw) -> StoredLaw:
         transient_error=fitted.transient_error,
         settled_step=fitted.settled_step,
         longest_area=fitted.longest_area,
+        longest_steps=fitted.longest_steps,
     )
 
 
@@ -142,4 +144,5 @@ def _load(name: str, stored: StoredLaw, values: Any, coefficients: Any) -> Fitte
         transient_error=stored.transient_error,
         settled_step=stored.settled_step,
         longest_area=stored.longest_area,
+        longest_steps=stored.longest_steps,
     )
