@@ -49,13 +49,14 @@ def permute(index: IntArray, size: int, key: KeyArray) -> IntArray:
     """
     half = np.uint64(max(1, math.ceil((size - 1).bit_length() / 2)))
     mask = (np.uint64(1) << half) - np.uint64(1)
+    rounds = np.arange(1, FEISTEL_ROUNDS + 1, dtype=np.uint64)
+    round_keys = _mix(key + GOLDEN * rounds[:, None])
     place = index.astype(np.uint64)
     walking = np.arange(len(place))
     while len(walking):
         left, right = place[walking] >> half, place[walking] & mask
-        for number in range(1, FEISTEL_ROUNDS + 1):
-            round_key = key[walking] + GOLDEN * np.full(len(walking), number, dtype=np.uint64)
-            left, right = right, left ^ (_mix(_mix(round_key) ^ right) & mask)
+        for round_key in round_keys[:, walking]:
+            left, right = right, left ^ (_mix(round_key ^ right) & mask)
         place[walking] = (left << half) | right
         walking = walking[place[walking] >= size]
     return place.astype(np.int64)
