@@ -103,7 +103,7 @@ def run_demo(out: Path, *, tiny: bool, screen: Screen) -> dict[str, Any]:
     with screen.stage("3/8 pilots") as note:
         stages.run_pilots(project, workspace, corpora, note)
     with screen.stage("4/8 law") as note:
-        fit_dir = stages.fit(workspace.curves, workspace.fits, stages.pilot_names(project, workspace), note)
+        fit_dir = stages.fit(workspace.curves, workspace.fits, note=note)
     screen.table("Laws", tables.FIT_COLUMNS, tables.fit_rows(fit_dir))
     with screen.stage("5/8 plan"):
         weights = stages.goal_weights(project, WEIGHTS)
@@ -117,7 +117,6 @@ def run_demo(out: Path, *, tiny: bool, screen: Screen) -> dict[str, Any]:
     with screen.stage("7/8 proof: the chosen run and the rule of thumb") as note:
         jobs = [stages.final_job(workspace), stages.rule_of_thumb_job(project, workspace, plan)]
         stages.run_jobs(project, jobs, note)
-        stages.collect_curves(workspace.curves, [job.run_dir for job in jobs])
     with screen.stage("8/8 report"):
         report = build_report(project, workspace)
         files = write_report(report, workspace.report)

@@ -63,6 +63,11 @@ class Forecaster:
     level: float = 0.9
     max_general_increase: float | None = None
     confidence: float = 0.9
+    batch_tokens: int = 1
+    general_tokens: float = np.inf
+    """Training tokens of general text that are there: a run may read each of them once."""
+    domain_tokens: float = np.inf
+    """Training tokens that the domains can give in their proportion."""
 
     def history(self, knobs: Knobs) -> RunHistory:
         """The rates and shares of a candidate."""
@@ -87,14 +92,22 @@ class Forecaster:
         )
 
     def score(self, knobs: Knobs) -> Score:
-        """Point prediction of a candidate's objective, and by how much it breaks the constraint on general loss."""
+        """Point prediction of a candidate's objective, and by how much it breaks the constraints.
+
+        The violation is the larger of general loss over what is allowed, in nats per token, and tokens over what is
+        there, as a share of what is there.
+        """
         history, end = self.history(knobs), np.array([knobs.total_steps])
         losses = {name: float(law.mean(history, end)[0]) for name, law in self.laws.items()}
-        violation = 0.0
+        tokens = knobs.total_steps * self.batch_tokens
+        violation = max(
+            knobs.replay_ratio * tokens / self.general_tokens - 1.0,
+            (1.0 - knobs.replay_ratio) * tokens / self.domain_tokens - 1.0,
+        )
         if self.max_general_increase is not None:
             allowed = self.starts[self.base].losses["general"] * (1.0 + self.max_general_increase)
             sampled = self.laws["general"].sample(history, end)[:, 0]
-            violation = float(np.quantile(sampled, self.confidence)) - allowed
+            violation = max(violation, float(np.quantile(sampled, self.confidence)) - allowed)
         return Score(objective=self.weigh(losses), losses=losses, violation=violation)
 
     def weigh(self, losses: Mapping[str, float]) -> float:

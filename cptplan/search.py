@@ -121,8 +121,8 @@ def search(
     if best.score.violation > 0:
         raise InfeasiblePlanError(
             f"a plan must keep the constraints; got none among {len(evaluated)} candidates, the nearest breaks them by "
-            f"{best.score.violation:.3g} nats per token.",
-            hint="loosen max_general_increase or the budget, or widen pilot.replay_range",
+            f"{best.score.violation:.3g} (nats per token, or share of the tokens there).",
+            hint="loosen max_general_increase, add text, or widen pilot.replay_range",
         )
     return SearchResult(best=best, evaluated=tuple(evaluated))
 

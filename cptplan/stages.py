@@ -140,13 +140,6 @@ def pilot_jobs(project: Project, workspace: Workspace) -> list[campaign.Job]:
     return campaign.jobs_of(specs, workspace.runs, project.pilot.processes)
 
 
-def pilot_names(project: Project, workspace: Workspace) -> list[str]:
-    """Names of the curves that the law is fitted to: the pilots and the pre-training runs, not the final runs."""
-    pilots = {spec.name for spec in pilot_specs(project, str(workspace.data.resolve()))}
-    found = read_curve_directory(workspace.curves)
-    return [name for name, curve in found.items() if name in pilots or curve.record.phase == "pretrain"]
-
-
 def run_pilots(
     project: Project, workspace: Workspace, corpora: Mapping[str, Any], note: Note = quiet
 ) -> list[dict[str, Any]]:
@@ -268,7 +261,20 @@ def forecaster(
         warmup_steps=project.pilot.warmup_steps,
         max_general_increase=project.goal.max_general_increase,
         confidence=project.goal.confidence,
+        batch_tokens=project.pilot.batch_tokens,
+        **_tokens_there(project, workspace),
     )
+
+
+def _tokens_there(project: Project, workspace: Workspace) -> dict[str, float]:
+    """Training tokens that a plan may use; no limit when the corpora are not packed here."""
+    marker = workspace.data / "corpora.json"
+    if not marker.exists():
+        return {}
+    there = {source["name"]: source["train"]["num_tokens"] for source in read_json(marker)["sources"]}
+    whole = sum(domain.weight for domain in project.data.domains)
+    domains = [there[d.name] * whole / d.weight for d in project.data.domains if d.weight > 0]
+    return {"general_tokens": float(there[project.data.general.name]), "domain_tokens": float(min(domains))}
 
 
 def _start_state(
@@ -393,4 +399,5 @@ def rule_of_thumb_job(project: Project, workspace: Workspace, plan: Plan) -> cam
 
 def run_final(project: Project, workspace: Workspace, target: str, note: Note = quiet) -> dict[str, Any]:
     """Run the launch script here and wait for its result."""
-    return run_jobs(project, [final_job(workspace, target)], note)[0]
+    (result,) = run_jobs(project, [final_job(workspace, target)], note)
+    return result

@@ -86,11 +86,13 @@ def build_report(project: Project, workspace: Workspace) -> ReportData:
 def _measured_curves(workspace: Workspace, plan: Plan) -> dict[str, LossCurve]:
     """Curves of the final runs that are there and were trained as this plan says, by run name."""
     found = {}
-    planned = {"final": plan.chosen, "rule-of-thumb": plan.rule_of_thumb}
-    for name, run in planned.items():
-        if not (workspace.curves / f"{name}.csv").exists():
+    final_dirs = [path.parent for path in sorted(workspace.launch.glob("*/run/result.json"))]
+    planned = [("final", plan.chosen, directory) for directory in final_dirs]
+    planned.append(("rule-of-thumb", plan.rule_of_thumb, workspace.runs / "rule-of-thumb"))
+    for name, run, directory in planned:
+        if not (directory / "result.json").exists():
             continue
-        curve = read_curve(workspace.curves, name)
+        curve = read_curve(directory, "curve")
         if np.array_equal(curve.lr(), run.schedule.lr()) and np.allclose(curve.replay_ratios(), run.replay_ratio):
             found[name] = curve
     return found
@@ -107,8 +109,6 @@ def _trained_views(workspace: Workspace, ready: Forecaster) -> Iterable[RunView]
     curves = read_curve_directory(workspace.curves)
     for name, curve in curves.items():
         role: Role = "base" if curve.record.phase == "pretrain" else "pilot"
-        if name in {"final", "rule-of-thumb"}:
-            continue
         history = history_of(curve, curves)
         yield _view(name, role, name, history, curve.record.batch_tokens or 0, ready, curve)
 

@@ -77,7 +77,8 @@ def main(demo: Path) -> None:
         stages.run_jobs(project, jobs, note)
     for path in sorted(workspace.curves.glob("*")):
         shutil.copy(path, HERE / "curves" / path.name)
-    stages.collect_curves(HERE / "curves", [job.run_dir for job in jobs])
+    proof = [workspace.launch / "local" / "run", workspace.runs / "rule-of-thumb"]
+    stages.collect_curves(HERE / "curves", [*proof, *(job.run_dir for job in jobs)])
 
 
 if __name__ == "__main__":
