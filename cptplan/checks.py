@@ -18,7 +18,7 @@ def check_project(project: Project) -> list[tuple[str, str]]:
     """Check what the project points to, and say what is there.
 
     Returns:   rows of what and value.
-    Raises:    ModelError for a model directory without configuration or tokenizer; DataError for a corpus that is not
+    Raises:    ModelError for a model directory without configuration, tokenizer or weights; DataError for a corpus that is not
                there. A hub id is left for the trainer to find.
     """
     rows = []
@@ -51,6 +51,11 @@ def _model_words(path: Path, tokenizer: str | None) -> str:
         raise ModelError(
             f"model directory must hold a tokenizer; got none of {', '.join(TOKENIZER_FILES)} in {path}.",
             hint="save the tokenizer there, or give data.tokenizer",
+        )
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(
+            f"model directory must hold its weights; got no *.safetensors in {path}.",
+            hint="save it with save_pretrained",
         )
     return f"{shape.model_type}, {shape.total_params / 1e6:,.1f} M parameters, vocabulary {shape.vocab_size:,}"
 

@@ -130,12 +130,14 @@ def validate(config: Config = DEFAULT_CONFIG, override: Set = [], as_json: AsJso
 def pack(config: Config = DEFAULT_CONFIG, override: Set = [], out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:  # noqa: B006
     """Read, split, tokenize and pack the corpora into token shards."""
     from cptplan import stages, tables
+    from cptplan.checks import check_project
 
     screen = Screen(as_json=as_json)
     project, workspace = _open(config, out, override)
-    workspace.claim(project)
+    check_project(project)
     with screen.stage("corpora") as note:
         corpora = stages.pack_data(project, workspace, note)
+    workspace.claim(project)
     screen.table("Corpora", tables.CORPORA_COLUMNS, tables.corpora_rows(corpora))
     screen.result(corpora)
     screen.next_command(f"cptplan pilot -c {config} -o {out}")
@@ -151,6 +153,7 @@ def pilot(
 ) -> None:
     """Design the short runs and train them; stop at any time, the same command goes on."""
     from cptplan import stages, tables
+    from cptplan.checks import check_project
 
     screen = Screen(as_json=as_json)
     project, workspace = _open(config, out, override)
@@ -158,9 +161,10 @@ def pilot(
     if dry_run:
         screen.next_command(f"cptplan pilot -c {config} -o {out}")
         return
-    workspace.claim(project)
+    check_project(project)
     with screen.stage("corpora") as note:
         corpora = stages.pack_data(project, workspace, note)
+    workspace.claim(project)  # not before the corpora are packed: until then every mistake can be mended in place
     with screen.stage("pilots") as note:
         results = stages.run_pilots(project, workspace, corpora, note)
     screen.result({"runs": results})
@@ -213,8 +217,9 @@ def optimize(
     if confidence is not None:
         override = [*override, f"goal.confidence={confidence}"]
     project, workspace = _open(config, out, override)
+    shares = stages.goal_weights(project, weights)
     with screen.stage("optimize"):
-        directory, plan = stages.optimize(project, workspace, stages.goal_weights(project, weights), trials=trials)
+        directory, plan = stages.optimize(project, workspace, shares, trials=trials)
     show_plan(screen, plan)
     screen.say(f"plan: {directory / 'plan.json'}, study: {directory / 'study.journal'}")
     screen.result(plan.to_json())

@@ -256,14 +256,13 @@ def parse_weights(text: str, domains: Sequence[str]) -> dict[str, float]:
             raise ConfigError(f"--weights must be name=number pairs; got {part.strip()!r}.", hint="general=0.4")
     check_weights(weights, domains, "--weights")
     unnamed = [name for name in ("general", *domains) if name not in weights]
-    rest = 1.0 - sum(weights.values())
-    if unnamed and rest > 0:
-        weights.update({name: rest / len(unnamed) for name in unnamed})
+    rest = max(1.0 - sum(weights.values()), 0.0)
+    weights.update({name: rest / len(unnamed) for name in unnamed})
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
 def check_weights(weights: Mapping[str, float], domains: Sequence[str], where: str) -> None:
-    """Raise ConfigError unless the weights name known sets, are not negative and not all zero."""
+    """Raise ConfigError unless the weights name known sets, are not negative, and not all are there and zero."""
     known = ["general", *domains]
     for name, weight in weights.items():
         if name not in known:
@@ -273,8 +272,8 @@ def check_weights(weights: Mapping[str, float], domains: Sequence[str], where: s
             )
         if not 0.0 <= weight < float("inf"):
             raise ConfigError(f"weights must be >= 0; got {name}={weight:g} in {where}.", hint="general=0.4,domain=0.6")
-    if sum(weights.values()) <= 0.0:
-        raise ConfigError(f"weights must not all be zero; got {dict(weights)} in {where}.", hint="general=0.4")
+    if len(weights) == len(known) and sum(weights.values()) <= 0.0:
+        raise ConfigError(f"weights must not all be zero; got 0 for {', '.join(known)} in {where}.", hint="general=0.4")
 
 
 def project_text(project: Project) -> str:

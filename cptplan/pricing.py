@@ -114,7 +114,7 @@ def _here_rows(workspace: Workspace, tokens: float, eval_tokens: float) -> Itera
         PriceRow(
             what="time here, with evaluation",
             value=seconds,
-            text=f"{seconds / 60:,.1f}",
+            text=_short(seconds / 60),
             unit="minutes",
             basis="measured",
             source=source,

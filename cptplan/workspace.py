@@ -85,8 +85,8 @@ class Workspace:
         Raises:    ConfigError if there is none yet.
         """
         path = self.root / kind / "latest.json"
+        what, verb = {"fits": ("fit", "cptplan fit"), "plans": ("plan", "cptplan optimize")}[kind]
         if not path.exists():
-            what, verb = {"fits": ("fit", "cptplan fit"), "plans": ("plan", "cptplan optimize")}[kind]
             raise ConfigError(f"{what} must be there; got none in {path.parent}.", hint=f"run {verb} first")
         value = read_json(path)
         name = value.get("hash") if isinstance(value, dict) else None
