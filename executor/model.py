@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from cptplan.errors import ConfigError, CptplanError, ModelError
 from cptplan.files import read_json, storage_error, write_json
@@ -36,6 +36,7 @@ def load_model(spec: RunSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
     Raises:    ModelError if a part is missing or does not load; ConfigError if seq_len is longer than its positions.
     """
     source = spec.model
+    set_verbosity_error()
     disable_progress_bar()
     if source.path is not None:
         _check_directory(source)
@@ -79,7 +80,16 @@ def _load_weights(source: ModelSource, config: PretrainedConfig, spec: RunSpec) 
     if source.path is None:
         torch.manual_seed(spec.seed)
         return AutoModelForCausalLM.from_config(config, **settings)
-    return AutoModelForCausalLM.from_pretrained(source.path, config=config, use_safetensors=True, **settings)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        source.path, config=config, use_safetensors=True, output_loading_info=True, **settings
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would draw them at random and say so in a warning only
+        raise ModelError(
+            f"model must have all its weights; got {len(missing)} missing, such as {missing[0]}, in {source.path}.",
+            hint="check that config.json and the weights belong together",
+        )
+    return model
 
 
 def _check_directory(source: ModelSource) -> None:

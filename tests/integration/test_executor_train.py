@@ -287,10 +287,14 @@ def bad_spec(root: Path, bases: Path, kind: str) -> tuple[RunSpec, str]:
     runs.write_shard(root / "small", "validation", np.zeros(16, dtype=np.uint16))
     large = ValidationSet(name="large", path=str(root / "large"), num_tokens=32)
     small = ValidationSet(name="small", path=str(root / "small"), num_tokens=32)
+    other = {**json.loads((llama / "config.json").read_text()), "num_hidden_layers": 3}
+    deeper = Path(without(llama, "config.json", "none"))
+    (deeper / "config.json").write_text(json.dumps(other))
     changes, message = {
         "no config": ({"model": ModelSource(path=without(llama, "config.json"))}, "must hold config.json"),
         "no tokenizer": ({"model": ModelSource(path=without(llama, "tokenizer*"))}, "must hold a tokenizer"),
         "no weights": ({"model": ModelSource(path=without(llama, "*.safetensors"))}, "must hold *.safetensors"),
+        "weights of another": ({"model": ModelSource(path=str(deeper))}, "must have all its weights; got 9 missing"),
         "no model": ({"model": ModelSource(path=str(root / "nowhere"))}, "model.path must exist"),
         "unknown type": ({"model": ModelSource(config={"model_type": "lama"}, tokenizer=tokenizer)}, "model must load"),
         "tokenizer too large": (
@@ -312,6 +316,7 @@ def bad_spec(root: Path, bases: Path, kind: str) -> tuple[RunSpec, str]:
         "no config",
         "no tokenizer",
         "no weights",
+        "weights of another",
         "no model",
         "unknown type",
         "tokenizer too large",
