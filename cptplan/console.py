@@ -40,7 +40,8 @@ class Screen:
         """A short table for people."""
         table = Table(title=escape(title), title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
         for number, column in enumerate(columns):
-            table.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
+            numeric = number > 0 and all(row[number][:1] in "+-0123456789" for row in rows)
+            table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         self.stderr.print()

@@ -21,6 +21,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 NUM_DRAWS = 64
+GROWTH_PER_DOUBLING = 0.5  # assumed; checked on runs three times as long in experiments/01_predict_longer
 LATE_SHARE = 0.5  # points after this share of a pilot judge it: the plan is about ends, not about transients
 
 
@@ -101,13 +102,12 @@ class FittedLaw:
         """Relative standard deviation of what the law misses along a run, shape (points,).
 
         Nothing before training, the transient's error until it settles, the held-out error at the pilots' length, and
-        beyond it as much again for each doubling of the steps or of the area, whichever is further out (assumed;
-        checked on longer runs in experiments/01_predict_longer).
+        beyond it half as much again for each doubling of the steps or of the area, whichever is further out.
         """
         area = np.concatenate([[0.0], np.cumsum(history.lr / self.law.reference_lr)])[steps]
         further = np.maximum(area / max(self.longest_area, 1e-12), steps / max(self.longest_steps, 1))
         beyond = np.log2(np.maximum(further, 1.0)) if history.phase == "cpt" else 0.0
-        settled = np.full(len(steps), self.discrepancy) * (1.0 + beyond)
+        settled = np.full(len(steps), self.discrepancy) * (1.0 + GROWTH_PER_DOUBLING * beyond)
         if history.phase == "pretrain":
             return settled
         transient = np.where(steps == 0, 0.0, max(self.transient_error, self.discrepancy))

@@ -22,7 +22,11 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 NUM_STARTS = 12
-REWEIGHTING_ROUNDS = 3
+NUM_POLISHED = 2
+REWEIGHTING_ROUNDS = 2
+ROUGH_SCALE = 0.01  # assumed: relative residuals of a first guess
+ROUGH_EVALUATIONS = 15
+HUBER_KNEE = 1.345  # published: 95 % efficiency at the normal distribution (Huber 1981)
 HUBER_DELTA = 1e-3  # published: Huber delta on log residuals, arXiv:2203.15556 and the laws after it; the floor here
 POINTS_PER_CURVE = 8.0  # assumed: independent points that one curve is worth, however often it was logged
 
@@ -65,11 +69,14 @@ def solve(
     """
     problem = _Problem(law, data, curve_weights)
     if start is not None:
-        return problem.search(start.values, start.scale, fixed_scale=True)
-    rough = [problem.search(values, 0.01, rounds=1) for values in _starts(law, num_starts, seed)]
-    best = sorted(rough, key=lambda s: s.objective)[:3]
-    polished = [problem.search(s.values, s.scale) for s in best]
-    return min(polished, key=lambda s: s.objective)
+        return problem.refine(start)
+    everywhere = np.ones_like(problem.observed)
+    rough = [
+        problem.round(problem.to_z(values), ROUGH_SCALE, everywhere, ROUGH_EVALUATIONS)
+        for values in _starts(law, num_starts, seed)
+    ]
+    best = sorted(rough, key=lambda s: s.objective)[:NUM_POLISHED]
+    return min((problem.search(s.values) for s in best), key=lambda s: s.objective)
 
 
 def _starts(law: Law, number: int, seed: int) -> list[FloatArray]:
@@ -117,39 +124,61 @@ class _Problem:
         found, _ = nnls(signed / size, weight)
         return np.asarray(np.where(self.signs < 0, -1.0, 1.0) * found / size)
 
-    def search(
-        self, values: FloatArray, scale: float, *, rounds: int = REWEIGHTING_ROUNDS, fixed_scale: bool = False
-    ) -> Solution:
-        """Local search from some values; each round sets the robust weights and the scale anew."""
-        z = np.clip(
-            [p.to_z(float(v)) for p, v in zip(self.law.parameters, values, strict=True)], self.lower, self.upper
-        )
-        robust = np.ones_like(self.observed)
-        converged = True
-        for _ in range(rounds):
-            weight = self.weight * robust
+    def search(self, values: FloatArray) -> Solution:
+        """Full local search: robust weights and scale are set anew after each round."""
+        z, scale, robust = self.to_z(values), ROUGH_SCALE, np.ones_like(self.observed)
+        for _ in range(REWEIGHTING_ROUNDS):
+            solution = self.round(z, scale, robust)
+            z = self.to_z(solution.values)
+            scale = max(1.4826 * float(np.median(np.abs(self.relative(solution)))), HUBER_DELTA)
+            robust = self.robust_weights(solution, scale)
+        return self.round(z, scale, robust)
 
-            def residuals(at: FloatArray, weight: FloatArray = weight, scale: float = scale) -> FloatArray:
-                matrix = self.matrix(at)
-                relative = matrix @ self.coefficients(matrix, weight) - 1.0
-                return np.concatenate([weight * relative / scale, (at - self.centre) / self.width])
+    def refine(self, start: Solution) -> Solution:
+        """One round from a solution of much the same points, with its scale and its view of the outliers."""
+        return self.round(self.to_z(start.values), start.scale, self.robust_weights(start, start.scale))
 
-            found = least_squares(
-                residuals, z, bounds=(self.lower, self.upper), x_scale=self.width, ftol=1e-5, xtol=1e-5, max_nfev=40
-            )
-            z, converged = found.x, bool(found.status > 0)
-            matrix = self.matrix(z)
-            coefficients = self.coefficients(matrix, weight)
-            relative = matrix @ coefficients - 1.0
-            if not fixed_scale:
-                scale = max(1.4826 * float(np.median(np.abs(relative))), HUBER_DELTA)
-            size = np.abs(relative) / (1.345 * scale)
-            robust = 1.0 / np.sqrt(np.maximum(size, 1.0))
-        huber = np.where(size <= 1.0, 0.5 * relative**2, 1.345 * scale * (np.abs(relative) - 0.5 * 1.345 * scale))
-        objective = float(
-            np.sum(self.weight**2 * huber) / scale**2 + 0.5 * np.sum(((z - self.centre) / self.width) ** 2)
+    def round(self, z: FloatArray, scale: float, robust: FloatArray, evaluations: int = 40) -> Solution:
+        """Least squares over the nonlinear parameters, the linear ones eliminated, for given weights and scale."""
+        weight = self.weight * robust
+
+        def residuals(at: FloatArray) -> FloatArray:
+            matrix = self.matrix(at)
+            relative = matrix @ self.coefficients(matrix, weight) - 1.0
+            return np.concatenate([weight * relative / scale, (at - self.centre) / self.width])
+
+        bounds = (self.lower, self.upper)
+        found = least_squares(
+            residuals, z, bounds=bounds, x_scale=self.width, ftol=1e-5, xtol=1e-5, max_nfev=evaluations
         )
-        objective += POINTS_PER_CURVE * len(self.data) * float(np.log(scale))
+        matrix = self.matrix(found.x)
+        coefficients = self.coefficients(matrix, weight)
         return Solution(
-            values=self.values(z), coefficients=coefficients, scale=scale, objective=objective, converged=converged
+            values=self.values(found.x),
+            coefficients=coefficients,
+            scale=scale,
+            objective=self._objective(found.x, matrix @ coefficients - 1.0, scale),
+            converged=bool(found.status > 0),
         )
+
+    def relative(self, solution: Solution) -> FloatArray:
+        """Relative residuals of a solution, shape (points,)."""
+        return self.matrix(self.to_z(solution.values)) @ solution.coefficients - 1.0
+
+    def robust_weights(self, solution: Solution, scale: float) -> FloatArray:
+        """Huber's weights in the square root: 1 up to 1.345 scales, then falling, shape (points,)."""
+        size = np.abs(self.relative(solution)) / (HUBER_KNEE * scale)
+        return np.asarray(1.0 / np.sqrt(np.maximum(size, 1.0)))
+
+    def to_z(self, values: FloatArray) -> FloatArray:
+        """Search coordinates of nonlinear parameters, inside the bounds, shape (parameters,)."""
+        z = [p.to_z(float(v)) for p, v in zip(self.law.parameters, values, strict=True)]
+        return np.clip(z, self.lower, self.upper)
+
+    def _objective(self, z: FloatArray, relative: FloatArray, scale: float) -> float:
+        """Huber loss and prior, with the term that makes solutions of different scale comparable."""
+        knee = HUBER_KNEE * scale
+        size = np.abs(relative)
+        huber = np.where(size <= knee, 0.5 * relative**2, knee * (size - 0.5 * knee)) / scale**2
+        prior = 0.5 * np.sum(((z - self.centre) / self.width) ** 2)
+        return float(np.sum(self.weight**2 * huber) + prior + np.sum(self.weight**2) * np.log(scale))
