@@ -46,7 +46,10 @@ class Stopped(Exception):
 
 
 class Requests:
-    """The signal to obey after this step: SIGUSR1 saves, SIGINT and SIGTERM save and stop; a second one kills."""
+    """The signal to obey after this step: SIGUSR1 saves, SIGINT and SIGTERM save and stop.
+
+    Repeats change nothing: torchrun passes on a Ctrl-C that its workers have had from the terminal already.
+    """
 
     def __init__(self) -> None:
         self.pending = 0
@@ -54,10 +57,8 @@ class Requests:
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: object) -> None:
-        if self.pending in (signal.SIGINT, signal.SIGTERM) and number != signal.SIGUSR1:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.pending = self.pending if number == signal.SIGUSR1 and self.pending else number
+        if self.pending in (0, signal.SIGUSR1):
+            self.pending = number
 
     def saved(self) -> None:
         """A checkpoint was written: what only asked for one is done."""
@@ -126,7 +127,7 @@ class Trainer:
         The three come from all processes in one exchange, so that all obey a signal after the same step.
         """
         processes, device = self.accelerator.num_processes, self.accelerator.device
-        torch.manual_seed((self.spec.seed << 32) + step * processes + self.rank)
+        torch.manual_seed(((self.spec.seed << 32) + step * processes + self.rank) % 2**63)
         first = step * self.spec.sequences_per_step + self.rank * self.share
         micro_batches = self._to_device(self.data.read(first, self.share)).split(self.forward_size)
         loss = torch.zeros((), device=device)
