@@ -94,40 +94,42 @@ class RunSpec(Contract):
     parent_step: Positive | None = None
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_steps(self) -> Self:
         if self.batch_tokens % self.seq_len:
+            below = self.batch_tokens - self.batch_tokens % self.seq_len
             raise ConfigError(
                 f"batch_tokens must be a multiple of seq_len; got {self.batch_tokens} and {self.seq_len}.",
-                hint=f"{self.batch_tokens - self.batch_tokens % self.seq_len} is the nearest below"
-                if self.batch_tokens > self.seq_len
-                else f"give at least {self.seq_len}",
-            )
-        roles = {source.role for source in self.sources}
-        ratios = self.replay_ratios()
-        if "general" not in roles and ratios.max() > 0:
-            raise MixtureError(
-                f"replay_ratio must be 0 without a general source; got {ratios.max():g}.",
-                hint="add a general source",
-            )
-        if "domain" not in roles and ratios.min() < 1:
-            raise MixtureError(
-                f"replay_ratio must be 1 without a domain source; got {ratios.min():g}.", hint="add a domain source"
-            )
-        names = [source.name for source in self.sources]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"sources must have different names; got {', '.join(names)}.", hint="rename one")
-        if "domain" in roles and not sum(source.weight for source in self.sources if source.role == "domain"):
-            raise ConfigError("weight must be above 0 for a domain source; got 0 for all.", hint="weigh one with 1")
-        general = [source.name for source in self.sources if source.role == "general"]
-        if len(general) > 1:
-            raise ConfigError(
-                f"sources must hold at most one of role general; got {', '.join(general)}.", hint="pack them into one"
+                hint=f"{below} is the nearest below" if below else f"give at least {self.seq_len}",
             )
         beyond = [step for step in (*self.keep_steps, *(self.eval_steps or ())) if step > self.total_steps]
         if beyond:
             raise ConfigError(
                 f"keep_steps and eval_steps must lie within the run; got {beyond[0]} of {self.total_steps}.",
                 hint="lengthen the run or drop the step",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"sources must have different names; got {', '.join(names)}.", hint="rename one")
+        general = [source.name for source in self.sources if source.role == "general"]
+        domains = [source for source in self.sources if source.role == "domain"]
+        if len(general) > 1:
+            raise ConfigError(
+                f"sources must hold at most one of role general; got {', '.join(general)}.", hint="pack them into one"
+            )
+        if domains and not any(source.weight for source in domains):
+            raise ConfigError("weight must be above 0 for a domain source; got 0 for all.", hint="weigh one with 1")
+        ratios = self.replay_ratios()
+        if not general and ratios.max() > 0:
+            raise MixtureError(
+                f"replay_ratio must be 0 without a general source; got {ratios.max():g}.", hint="add a general source"
+            )
+        if not domains and ratios.min() < 1:
+            raise MixtureError(
+                f"replay_ratio must be 1 without a domain source; got {ratios.min():g}.", hint="add a domain source"
             )
         return self
 
