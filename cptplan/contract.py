@@ -122,7 +122,7 @@ def _follow(kind: Any, location: tuple[int | str, ...]) -> tuple[list[str], list
         if len(kinds) > 1 and chosen:
             kinds = chosen
             continue
-        keys.append(str(part))
+        keys.append(str(part) if str(part).isprintable() else repr(part))
         fields = [m.model_fields[part].annotation for m in kinds if isinstance(part, str) and part in m.model_fields]
         if fields:  # else a place in a list, or a key that is not known: the records stay the same
             kinds = [model for field in fields for model in _models_in(field)]

@@ -140,6 +140,12 @@ def test_content_that_is_no_object(value: object) -> None:
     assert message(value).startswith("content must be an object of keys and values; got ")
 
 
+def test_key_over_several_lines_stays_on_one() -> None:
+    assert (
+        message({**GOOD, "na\nme": 1}) == "keys must be known; got 'na\\nme' in shop.json. hint: did you mean 'name'?"
+    )
+
+
 def test_long_value_is_cut() -> None:
     assert len(message({**GOOD, "name": "X" * 5000})) < 200
 
