@@ -158,7 +158,7 @@ def demo_project(workspace: Workspace, scale: Scale) -> Project:
             total_steps=scale.pilot_steps,
             batch_tokens=scale.batch_tokens,
             num_runs=scale.num_pilots,
-            peak_lr_range=(PEAK_LR / 10, 2 * PEAK_LR),
+            peak_lr_range=(PEAK_LR / 10, PEAK_LR),
             warmup_steps=scale.warmup_steps,
             parallel=2,
             threads=1,

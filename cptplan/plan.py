@@ -217,7 +217,7 @@ def _binding(knobs: Knobs, space: Space, forecaster: Forecaster, best: Evaluated
         ("replay_ratio", knobs.replay_ratio, space.replay_ratio),
     ):
         if (value <= low * 1.02 and low > 0) or value >= high * 0.98:
-            found.append(f"{name}: at the edge of what the pilots span; run pilots beyond it")
+            found.append(f"{name}: at the edge of what the pilots span; beyond it the law is not asked, only pilots can tell")
     if forecaster.max_general_increase is not None and best.score.violation > -1e-3:
         found.append("max_general_increase: more forgetting would be better for the weights")
     return tuple(found)

@@ -39,7 +39,7 @@ CELLS = (
     Cell(peak_lr=1e-3, replay_ratio=0.5, decay_share=0.5, start="stable"),
     Cell(peak_lr=3e-3, replay_ratio=0.2, decay_share=0.0, start="stable"),
     Cell(peak_lr=6e-4, replay_ratio=0.02, decay_share=None, start="annealed"),
-    Cell(peak_lr=4e-3, replay_ratio=0.4, decay_share=0.4, start="annealed"),
+    Cell(peak_lr=2.5e-3, replay_ratio=0.4, decay_share=0.4, start="annealed"),
     Cell(peak_lr=1e-3, replay_ratio=0.005, decay_share=0.0, start="annealed"),
     Cell(peak_lr=1.5e-3, replay_ratio=0.25, decay_share=None, start="stable"),
     Cell(peak_lr=5e-4, replay_ratio=0.6, decay_share=0.2, start="stable"),
