@@ -153,7 +153,7 @@ def demo_project(workspace: Workspace, scale: Scale) -> Project:
             validation_tokens=scale.validation_tokens,
         ),
         goal=Goal(weights={"general": 0.4, "domain": 0.6}),
-        budget=Budget(tokens=scale.final_steps * scale.batch_tokens, hardware="h100-sxm", num_devices=1),
+        budget=Budget(tokens=scale.final_steps * scale.batch_tokens, hardware="h100-sxm", num_devices=4),
         pilot=Pilot(
             total_steps=scale.pilot_steps,
             batch_tokens=scale.batch_tokens,

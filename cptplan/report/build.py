@@ -61,7 +61,7 @@ def build_report(project: Project, workspace: Workspace) -> ReportData:
     held = _held(outcomes)
     compute = tuple(_compute(workspace))
     return ReportData(
-        title=f"cptplan: {project.name}",
+        title=project.name,
         verdict=tuple(_verdict(plan, outcomes, measured, held)),
         held=held,
         objective=" + ".join(f"{weight:.2g} x {name}" for name, weight in plan.weights.items()) + ", change of loss",
