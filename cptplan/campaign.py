@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def run_all(
                next time. KeyboardInterrupt is passed on after the runs have written their checkpoints.
     """
     waiting = [job for job in jobs if not is_complete(job.run_dir, job.spec)]
-    live: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
+    live: dict[str, _Live] = {}
     # the share of a full house even when few runs are left: sums over threads depend on how many there are
     share = max((os.cpu_count() or 1) // parallel, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads or share)}
@@ -98,22 +99,31 @@ def run_all(
         while waiting or live:
             while waiting and len(live) < parallel:
                 job = waiting.pop(0)
-                live[job.spec.name] = (job, _start(job, environment))
+                live[job.spec.name] = _start(job, environment)
             time.sleep(POLL_SECONDS)
-            for name in [name for name, (_, process) in live.items() if process.poll() is not None]:
-                job, process = live.pop(name)
-                _check_ended(process.returncode, job.run_dir)
+            for name in [name for name, started in live.items() if started.process.poll() is not None]:
+                _check_ended(live.pop(name))
             report([_status(job, job.spec.name in live) for job in jobs])
     finally:
-        _stop([process for _, process in live.values()])
+        _stop([started.process for started in live.values()])
     return [read_json(job.run_dir / "result.json") for job in jobs]
 
 
-def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Live:
+    """A run that was started, and where in its log this start begins."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    log_bytes: int
+
+
+def _start(job: Job, environment: dict[str, str]) -> _Live:
     if not (job.run_dir / "spec.json").exists():
         write_run_spec(job.run_dir / "spec.json", job.spec)
     with (job.run_dir / "log.txt").open("ab") as log:
-        return subprocess.Popen(
+        log_bytes = log.tell()
+        process = subprocess.Popen(
             job.command,
             stdout=log,
             stderr=log,
@@ -121,18 +131,29 @@ def _start(job: Job, environment: dict[str, str]) -> subprocess.Popen[bytes]:
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the planner alone, which stops the runs in order
         )
+        return _Live(job=job, process=process, log_bytes=log_bytes)
 
 
-def _check_ended(returncode: int, run_dir: Path) -> None:
+def _check_ended(ended: _Live) -> None:
+    """Raise RunFailedError in the run's own words unless it ended with a result."""
+    run_dir, returncode = ended.job.run_dir, ended.process.returncode
     if returncode == 0 and (run_dir / "result.json").exists():
         return
-    lines = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    words = said[-1] if said else next((line for line in reversed(lines) if line.strip()), "nothing")
+    text = (run_dir / "log.txt").read_bytes()[ended.log_bytes :].decode(errors="replace")
     raise RunFailedError(
-        f"run {run_dir.name} must end with a result; got exit code {returncode}: {words.strip()}",
+        f"run {run_dir.name} must end with a result; got exit code {returncode}: {last_words(text)}.",
         hint=f"see {run_dir / 'log.txt'}; the same command resumes it",
     )
+
+
+def last_words(log: str) -> str:
+    """Why a run ended, from its log: what it says itself, else the signal or the exception, else the last line."""
+    for pattern in (r"^error: (.*)", r"traceback : (Signal .*)", r"^(?:\[rank\d+\]: )?([\w.]*(?:Error|Exception): .+)"):
+        found = re.findall(pattern, log, flags=re.MULTILINE)
+        if found:
+            return str(found[-1]).strip().removesuffix(".")
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1] if lines else "nothing said"
 
 
 def _status(job: Job, running: bool) -> RunStatus:

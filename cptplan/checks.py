@@ -18,8 +18,8 @@ def check_project(project: Project) -> list[tuple[str, str]]:
     """Check what the project points to, and say what is there.
 
     Returns:   rows of what and value.
-    Raises:    ModelError for a model directory without configuration, tokenizer or weights; DataError for a corpus that is not
-               there. A hub id is left for the trainer to find.
+    Raises:    ModelError for a model directory without configuration, tokenizer or weights; DataError for a corpus
+               that is not there. A hub id is left for the trainer to find.
     """
     rows = []
     for start in project.model.starts:

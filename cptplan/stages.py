@@ -91,7 +91,8 @@ def _corpus_source(role: str, corpus: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(corpus["path"]) if str(corpus["path"]).startswith("embedded:") else "files"
     source = {"name": corpus["name"], "role": role, "kind": kind, "max_bytes": corpus.get("max_bytes")}
     if kind == "files":
-        source |= {"path": str(Path(str(corpus["path"])).resolve()), "text_column": corpus["text_column"]}
+        # as the project has it, so that a project that was moved with its corpora keeps what it packed
+        source |= {"path": corpus["path"], "text_column": corpus["text_column"]}
     return {key: value for key, value in source.items() if value is not None}
 
 
@@ -226,6 +227,7 @@ def fit(
     curves_hash = hash_json({"curves": digests, "seed": seed})
     directory = fits_dir / curves_hash
     if not (directory / "law.json").exists():
+        directory.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is found before the work
         selections = {}
         for number, name in enumerate(sets):
             note(number, len(sets), f"loss_{name}")

@@ -45,7 +45,7 @@ def load_model(spec: RunSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
         config = _load_config(source)
         _check_positions(config, spec)
         model = _load_weights(source, config, spec)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"model must load; got {_first_line(error)} for {source.path or 'model.config'}.",
             hint="check model.path, model.config and attention, or load it with transformers to see more",
