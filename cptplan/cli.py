@@ -45,7 +45,7 @@ DEFAULT_OUT = Path("campaign")
 def main() -> None:
     """Run the command line; errors are one line and an exit code, never a traceback."""
     try:
-        app()
+        app(prog_name="cptplan")
     except CptplanError as error:
         Screen().error(error)
         sys.exit(error.exit_code)
