@@ -19,7 +19,7 @@ from cptplan.schedule import CosineSchedule, Schedule
 from cptplan.workspace import Workspace
 
 HERE = Path(__file__).resolve().parent
-STEPS = 480
+STEPS = 384
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
