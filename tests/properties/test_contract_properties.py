@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from contract_strategies import mixtures, schedules
@@ -67,28 +68,30 @@ def test_canonical_json_is_the_same_for_any_key_order_and_loses_nothing(value: A
     assert json.loads(canonical_json(value)) == value
 
 
+def refusal(parse: Callable[[], object]) -> str | None:
+    """What the user is told, or None when the content is read."""
+    try:
+        parse()
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 @given(JSON)
 def test_any_content_is_read_or_refused_in_one_line(value: Any) -> None:
     for parse in (lambda: read_schedule(value, "x"), lambda: RunSpec.parse(value, "x")):
-        try:
-            parse()
-        except ConfigError as error:
-            assert "\n" not in str(error)
+        assert "\n" not in (refusal(parse) or "")
 
 
 @given(schedules, st.data())
 def test_a_spec_with_one_part_replaced_is_read_or_refused_in_one_line(schedule: dict[str, Any], data: Any) -> None:
     values = spec_values(schedule, {"kind": "constant", "replay_ratio": 0.5})
-    place = values
+    place: Any = values
     while True:  # walk down to a place drawn at random and put any content there
         key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else list(range(len(place)))))
         if not place[key] or not isinstance(place[key], dict | list) or data.draw(st.booleans()):
             break
         place = place[key]
     place[key] = data.draw(JSON)
-    try:
-        RunSpec.parse(values, "spec.json")
-    except ConfigError as error:
-        text = str(error)
-        assert "\n" not in text
-        assert "spec.json" in text
+    told = refusal(lambda: RunSpec.parse(values, "spec.json"))
+    assert told is None or ("\n" not in told and "spec.json" in told)

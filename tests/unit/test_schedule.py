@@ -154,7 +154,7 @@ def test_rates_of_every_step(schedule: dict[str, Any], expected: list[float]) ->
 
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "sqrt", "exponential"])
-@pytest.mark.parametrize(("start", "stop"), [(3e-4, 0.0), (3e-4, 1e-5), (0.1, 0.1)])
+@pytest.mark.parametrize(("start", "stop"), [(3e-4, 0.0), (2.8e-3, 2.5e-4), (0.1, 0.1)])
 def test_decay_is_exact_at_both_ends_and_never_rises(shape: Any, start: float, stop: float) -> None:
     rates = decay(shape, np.linspace(0.0, 1.0, 1001), start, stop)
     assert rates[0] == start
@@ -168,10 +168,10 @@ def test_exponential_decay_to_zero_stops_at_its_floor_and_then_at_zero() -> None
 
 
 def test_peak_and_floor_are_met_exactly() -> None:
-    # rates that do not add up in binary: 0.1 + (0.3 - 0.1) != 0.3
-    lr = read(kind="cosine", peak_lr=0.3, init_lr=0.1, min_lr=0.1, warmup_steps=3, total_steps=10).lr()
-    assert lr.max() == lr[2] == 0.3
-    assert lr[-1] == 0.1
+    # rates that do not add up in binary: 2.5e-4 + (2.8e-3 - 2.5e-4) != 2.8e-3
+    lr = read(kind="cosine", peak_lr=2.8e-3, init_lr=2.5e-4, min_lr=2.5e-4, warmup_steps=3, total_steps=10).lr()
+    assert lr.max() == lr[2] == 2.8e-3
+    assert lr[-1] == 2.5e-4
 
 
 @pytest.mark.parametrize(
