@@ -5,7 +5,7 @@ The HTML page and the PNG figures are both drawn from ReportData, and ReportData
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -55,7 +55,7 @@ class SetCurve:
     ) -> Self:
         """A curve from arrays: losses that were not evaluated (NaN) are left out, a long prediction is thinned.
 
-        Args:      measured: steps and losses, each of shape (points,). predicted: steps, mean, low and high, each (points,).
+        Args:      measured: steps and losses, each (points,). predicted: steps, mean, low and high, each (points,).
         Raises:    ConfigError if the arrays of one curve differ in length.
         """
         steps, losses = _columns("measured curve", *(measured or ((), ())))
@@ -75,7 +75,7 @@ class SetCurve:
         )
 
     def predicted_at(self, steps: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Mean, low and high at the given steps, by straight lines between the kept points, each of the shape of steps."""
+        """Mean, low and high at the given steps, by straight lines between the kept points, each shaped as steps."""
         at = np.asarray(steps, dtype=np.float64)
         mean, low, high = (
             np.interp(at, self.predicted_steps, column)
@@ -318,6 +318,15 @@ class ReportData:
     def set_names(self) -> tuple[str, ...]:
         """Validation sets that any run has a curve on, in the order met."""
         return tuple(dict.fromkeys(curve.set_name for run in self.runs for curve in run.curves))
+
+    def drawable(self) -> ReportData:
+        """The same report without curves that have no point, and without a surface that has no value."""
+        runs = tuple(
+            replace(run, curves=tuple(c for c in run.curves if c.measured_steps or c.predicted_steps))
+            for run in self.runs
+        )
+        known = self.surface is not None and any(cell is not None for row in self.surface.objective for cell in row)
+        return replace(self, runs=runs, surface=self.surface if known else None)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that from_json reads back to an equal report."""

@@ -48,7 +48,7 @@ def coverage(runs: Iterable[RunView]) -> Coverage:
 
 
 def figure_texts(data: ReportData) -> dict[str, FigureText]:
-    """The words of every figure that the data can fill, by figure name, in the order of the page."""
+    """The words of every figure that drawable data can fill, by figure name, in the order of the page."""
     texts: dict[str, FigureText] = {}
     if any(run.curves for run in data.runs_of("chosen", "rule_of_thumb")):
         texts["curves"] = _curves_text(data)
@@ -82,7 +82,9 @@ def _curves_text(data: ReportData) -> FigureText:
     found = coverage(runs)
     level = next((curve.level for run in runs for curve in run.curves), 0.9)
     if found.measured:
-        title = f"{found.inside} of {found.measured} measured losses lie inside the {level:.0%} band predicted before the runs"
+        title = (
+            f"{found.inside} of {found.measured} measured losses lie inside the {level:.0%} band predicted beforehand"
+        )
         lower = " The strip below each panel magnifies the difference of measured and predicted."
     else:
         title = f"Predicted losses of the two plans, with {level:.0%} bands; neither run is measured yet"
@@ -118,16 +120,21 @@ def _surface_text(data: ReportData, surface: Surface) -> FigureText:
     ]
     note = f" {surface.note}" if surface.note else ""
     caption = (
-        f"Predicted objective ({data.objective}); darker is better, lines join plans equally far from the best.{note}"
+        f"Predicted objective ({data.objective}); the stronger the colour the better, lines join plans equally far "
+        f"from the best.{note}"
     )
-    if not cells:
-        return FigureText(title="No plan on this surface is allowed", caption=caption)
     best, peak_lr, replay_ratio = min(cells)
-    return FigureText(
-        title=f"The objective is lowest, {best:.3f}, near a peak learning rate of {format_lr(peak_lr)} "
-        f"and {replay_ratio:.0%} replay",
-        caption=caption,
-    )
+    title = f"The objective is lowest, {best:.3f}, near a peak learning rate of {format_lr(peak_lr)} "
+    title += f"and {replay_ratio:.0%} replay"
+    if surface.chosen is not None:
+        point = surface.chosen
+        row = int(np.argmin(np.abs(np.log(np.array(surface.peak_lrs) / point.peak_lr))))
+        column = int(np.argmin(np.abs(np.array(surface.replay_ratios) - point.replay_ratio)))
+        chosen = surface.objective[row][column]
+        if chosen is not None:
+            gap = chosen - best
+            title += "; the chosen plan is there" if gap < 0.001 else f"; the chosen plan is {gap:.3f} above that"
+    return FigureText(title=title, caption=caption)
 
 
 def _pareto_text(data: ReportData) -> FigureText:
@@ -156,7 +163,7 @@ def _schedules_text(data: ReportData) -> FigureText:
     title = "Learning rate of every run"
     if chosen and rule and rule[0].peak_lr > 0:
         times = chosen[0].peak_lr / rule[0].peak_lr
-        compared = f"{times:.1f} times" if times >= 1.05 or times <= 0.95 else "about"
+        compared = f"{times:.2g} times" if times >= 1.05 or times <= 0.95 else "about"
         title = f"The chosen plan peaks at {format_lr(chosen[0].peak_lr)}, {compared} that of the rule of thumb"
     return FigureText(title=title, caption="Learning rate of every optimiser step. Pilots are thin grey lines.")
 

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from report_example import example_report
+
+from cptplan.report.data import OutcomeRow, ReportData, RunView, SetCurve, Surface, SurfacePoint
+from cptplan.report.findings import coverage, figure_texts, format_lr
+
+
+def view(curve: SetCurve, role="chosen", name="plan") -> RunView:
+    return RunView(
+        name=name,
+        label=name,
+        role=role,
+        peak_lr=1e-3,
+        total_steps=10,
+        batch_tokens=1,
+        replay_ratio="0%",
+        curves=(curve,),
+    )
+
+
+def test_coverage_counts_by_hand():
+    curve = SetCurve.of(
+        "general",
+        measured=([0, 2, 4, 6, 8, 12], [9.0, 3.0, 3.05, 3.2, 2.7, 9.0]),
+        predicted=([0, 10], [3.0, 3.0], [2.9, 2.9], [3.1, 3.1]),
+    )
+    found = coverage([view(curve)])
+    # step 0 is known beforehand and step 12 is not predicted: four count, of which 3.2 and 2.7 are outside
+    assert (found.inside, found.measured) == (2, 4)
+    np.testing.assert_allclose(found.mean_error, (0 + 0.05 + 0.2 + 0.3) / 4, rtol=1e-12)
+
+
+def test_coverage_of_runs_without_prediction_is_empty():
+    assert coverage([view(SetCurve.of("general", measured=([0, 1], [3.0, 2.0])))]).measured == 0
+
+
+def test_every_figure_has_words_in_a_full_report():
+    texts = figure_texts(example_report())
+    assert set(texts) == {"curves", "parity", "surface", "pareto", "schedules", "pilots", "compute"}
+    assert all(text.title and text.caption for text in texts.values())
+
+
+def test_empty_report_has_no_figures():
+    assert figure_texts(ReportData(title="t", verdict=())) == {}
+
+
+def test_words_before_the_proof_do_not_claim_a_measurement():
+    title = figure_texts(example_report(measured=False))["curves"].title
+    assert "neither run is measured" in title
+
+
+def test_finals_are_judged_on_runs_the_law_never_saw():
+    pilot = view(SetCurve(set_name="general"), role="pilot", name="pilot")
+    rows = [
+        OutcomeRow(run=name, quantity="loss_general", predicted=3.0, low=2.9, high=3.1, measured=measured)
+        for name, measured in (("plan", 3.2), ("pilot", 3.0))
+    ]
+    data = ReportData(title="t", verdict=(), runs=(view(SetCurve(set_name="general")), pilot), outcomes=tuple(rows))
+    title = figure_texts(data)["parity"].title
+    assert "never saw" in title
+    assert "0.200 nats" in title
+    assert "0 of 1" in title
+    only_pilots = figure_texts(replace(data, outcomes=(rows[1],)))["parity"].title
+    assert "fitted pilots" in only_pilots
+
+
+@pytest.mark.parametrize(
+    ("replay_ratio", "words"), [(0.5, "the chosen plan is there"), (0.0, "the chosen plan is 0.100 above that")]
+)
+def test_surface_says_how_far_the_chosen_plan_is_from_the_best(replay_ratio, words):
+    surface = Surface(
+        peak_lrs=(1e-4, 1e-3),
+        replay_ratios=(0.0, 0.5),
+        objective=((None, 3.4), (3.3, 3.2)),
+        chosen=SurfacePoint(label="chosen plan", peak_lr=9e-4, replay_ratio=replay_ratio),
+    )
+    title = figure_texts(ReportData(title="t", verdict=(), surface=surface))["surface"].title
+    assert title.startswith("The objective is lowest, 3.200, near a peak learning rate of 1e-3 and 50% replay")
+    assert words in title
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e-3, "1e-3"), (1.2e-3, "1.2e-3"), (3e-5, "3e-5"), (0.0123, "1.23e-2"), (1.0, "1e0")]
+)
+def test_format_lr(value, text):
+    assert format_lr(value) == text
