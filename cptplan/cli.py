@@ -182,16 +182,16 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit the law of every validation set to the curves."""
-    from cptplan import stages, tables
+    from cptplan import decide, tables
     from cptplan.workspace import Workspace
 
     screen = Screen(as_json=as_json)
     workspace = Workspace(root=out)
     with screen.stage("fit") as note:
-        fit_dir = stages.fit(directory or workspace.curves, workspace.fits, train.split(",") if train else None, note)
+        fit_dir = decide.fit(directory or workspace.curves, workspace.fits, train.split(",") if train else None, note)
     screen.table("Laws", tables.FIT_COLUMNS, tables.fit_rows(fit_dir))
-    screen.result(stages.fit_summary(fit_dir))
-    stages.check_fit(fit_dir, allow_poor=allow_poor_fit)
+    screen.result(decide.fit_summary(fit_dir))
+    decide.check_fit(fit_dir, allow_poor=allow_poor_fit)
     screen.next_command(f"cptplan optimize --weights general=0.4 -o {out}")
 
 
@@ -209,7 +209,7 @@ def optimize(
     as_json: AsJson = False,
 ) -> None:
     """Search for the best run under the weights and the budget."""
-    from cptplan import stages
+    from cptplan import decide
 
     screen = Screen(as_json=as_json)
     if max_general_increase is not None:
@@ -217,9 +217,9 @@ def optimize(
     if confidence is not None:
         override = [*override, f"goal.confidence={confidence}"]
     project, workspace = _open(config, out, override)
-    shares = stages.goal_weights(project, weights)
+    shares = decide.goal_weights(project, weights)
     with screen.stage("optimize"):
-        directory, plan = stages.optimize(project, workspace, shares, trials=trials)
+        directory, plan = decide.optimize(project, workspace, shares, trials=trials)
     show_plan(screen, plan)
     screen.say(f"plan: {directory / 'plan.json'}, study: {directory / 'study.journal'}")
     screen.result(plan.to_json())
@@ -273,15 +273,15 @@ def launch(
     as_json: AsJson = False,
 ) -> None:
     """Write the files that launch the plan's run."""
-    from cptplan import stages
+    from cptplan import final
 
     screen = Screen(as_json=as_json)
     project, workspace = _open(config, out, override)
-    directory = stages.write_launch_files(project, workspace, target)
+    directory = final.write_launch_files(project, workspace, target)
     screen.say(f"wrote {directory}")
     if run:
         with screen.stage("final run") as note:
-            result = stages.run_final(project, workspace, target, note)
+            result = final.run_final(project, workspace, target, note)
         screen.result(result)
         screen.next_command(f"cptplan report -c {config} -o {out}")
         return

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cptplan import campaign, stages, tables
+from cptplan import campaign, decide, final, stages, tables
 from cptplan.config import Budget, Corpus, Data, Goal, Model, Pilot, Project, Start, project_text
 from cptplan.console import Screen, duration
 from cptplan.files import write_text
@@ -104,19 +104,19 @@ def run_demo(out: Path, *, tiny: bool, screen: Screen) -> dict[str, Any]:
     with screen.stage("3/8 pilots") as note:
         stages.run_pilots(project, workspace, corpora, note)
     with screen.stage("4/8 law") as note:
-        fit_dir = stages.fit(workspace.curves, workspace.fits, note=note)
+        fit_dir = decide.fit(workspace.curves, workspace.fits, note=note)
     screen.table("Laws", tables.FIT_COLUMNS, tables.fit_rows(fit_dir))
     with screen.stage("5/8 plan"):
-        weights = stages.goal_weights(project, WEIGHTS)
-        _, plan = stages.optimize(project, workspace, weights, fit_dir, trials=scale.trials)
+        weights = decide.goal_weights(project, WEIGHTS)
+        _, plan = decide.optimize(project, workspace, weights, fit_dir, trials=scale.trials)
     screen.table("Plan", ("", "chosen", "rule of thumb"), tables.plan_rows(plan))
     with screen.stage("6/8 price and launch files"):
         costs = price_plan(project, workspace)
         for target in ("local", "accelerate"):
-            stages.write_launch_files(project, workspace, target)
+            final.write_launch_files(project, workspace, target)
     screen.table("Cost", COLUMNS, [row.cells() for row in costs])
     with screen.stage("7/8 proof: the chosen run and the rule of thumb") as note:
-        jobs = [stages.final_job(workspace), stages.rule_of_thumb_job(project, workspace, plan)]
+        jobs = [final.final_job(workspace), final.rule_of_thumb_job(project, workspace, plan)]
         stages.run_jobs(project, jobs, note)
     with screen.stage("8/8 report"):
         report = build_report(project, workspace)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cptplan import __version__, stages
+from cptplan import __version__, decide
 from cptplan.config import Project
 from cptplan.cost import training_flops
 from cptplan.curves import LossCurve, read_curve, read_curve_directory
@@ -54,7 +54,7 @@ def build_report(project: Project, workspace: Workspace) -> ReportData:
     """
     plan = read_plan(workspace.latest("plans") / "plan.json")
     laws = read_fit(workspace.fits / plan.fit)
-    ready = stages.forecaster(project, workspace, laws, plan.weights)
+    ready = decide.forecaster(project, workspace, laws, plan.weights)
     measured = _measured_curves(workspace, plan)
     runs = (*_final_views(plan, ready, measured), *_trained_views(workspace, ready))
     outcomes = tuple(_outcomes(plan, measured))

@@ -1,0 +1,84 @@
+"""The planned run: its spec, the files that launch it, and running it here beside the rule of thumb."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cptplan import campaign
+from cptplan.config import Project
+from cptplan.design import run_spec
+from cptplan.errors import ConfigError
+from cptplan.hardware import find_hardware
+from cptplan.launch import check_target, write_launch
+from cptplan.plan import Plan, PlannedRun, read_plan
+from cptplan.run_spec import RunSpec, read_run_spec
+from cptplan.stages import Note, quiet, read_corpora, require_tokens, run_jobs, tokens_of_run
+from cptplan.workspace import Workspace
+
+DEVICES_PER_NODE = 8  # assumed: the common server
+
+
+def planned_spec(project: Project, workspace: Workspace, run: PlannedRun, name: str) -> RunSpec:
+    """The run spec of a planned run."""
+    start = next((s for s in project.model.starts if s.name == run.start), None)
+    if start is None:
+        raise ConfigError(f"plan's start must be one of the project's; got {run.start!r}.", hint="run cptplan optimize")
+    return run_spec(
+        project,
+        os.fspath(workspace.data.resolve()),
+        name=name,
+        start=start,
+        schedule=run.schedule,
+        replay_ratio=run.replay_ratio,
+    )
+
+
+def write_launch_files(project: Project, workspace: Workspace, target: str) -> Path:
+    """Write the launch files of the newest plan's run for a target.
+
+    Returns:   launch/<target>/, which holds launch.sh and run/spec.json.
+    Raises:    ConfigError for an unknown target or without a plan; DataError if a corpus is too small for the run.
+    """
+    check_target(target)
+    plan = read_plan(workspace.latest("plans") / "plan.json")
+    spec = planned_spec(project, workspace, plan.chosen, "final")
+    require_tokens(read_corpora(workspace), tokens_of_run(spec))
+    local = target == "local"
+    name = (
+        ("cpu" if shutil.which("nvidia-smi") is None else project.budget.hardware) if local else project.budget.hardware
+    )
+    devices = project.pilot.processes if local else project.budget.num_devices
+    write_launch(
+        target,
+        spec,
+        workspace.launch,
+        hardware=find_hardware(name),
+        num_processes=devices,
+        num_nodes=1 if local else max(-(-devices // DEVICES_PER_NODE), 1),
+    )
+    return workspace.launch / target
+
+
+def final_job(workspace: Workspace, target: str = "local") -> campaign.Job:
+    """The launched run as a job: its command is the launch script itself."""
+    directory = workspace.launch / target
+    spec = read_run_spec(directory / "run" / "spec.json")
+    return campaign.Job(
+        spec=spec, run_dir=directory / "run", command=("bash", str((directory / "launch.sh").resolve()))
+    )
+
+
+def rule_of_thumb_job(project: Project, workspace: Workspace, plan: Plan) -> campaign.Job:
+    """The run that most people would start today, to compare with."""
+    spec = planned_spec(project, workspace, plan.rule_of_thumb, "rule-of-thumb")
+    require_tokens(read_corpora(workspace), tokens_of_run(spec))
+    return campaign.jobs_of([spec], workspace.runs, project.pilot.processes)[0]
+
+
+def run_final(project: Project, workspace: Workspace, target: str, note: Note = quiet) -> dict[str, Any]:
+    """Run the launch script here and wait for its result."""
+    (result,) = run_jobs(project, [final_job(workspace, target)], note)
+    return result
