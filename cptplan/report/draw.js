@@ -20,7 +20,7 @@ function html(tag, attributes, parent, text) {
 }
 
 const say = {
-  loss: (value) => value.toFixed(3),
+  loss: (value) => (value < 0 ? "−" : "") + Math.abs(value).toFixed(3),
   signed: (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3),
   steps: (value) => Math.round(value).toLocaleString("en-US"),
   percent: (value) => (100 * value).toFixed(Math.abs(value * 100 - Math.round(value * 100)) < 0.05 ? 0 : 1) + "%",
@@ -35,7 +35,7 @@ const say = {
 function ticks(low, high, count) {
   const raw = (high - low) / Math.max(count, 1);
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.7);
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.6);
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step + 0); // + 0 turns -0 into 0
   return found;

@@ -124,7 +124,7 @@ def _surface_text(data: ReportData, surface: Surface) -> FigureText:
         f"from the best.{note}"
     )
     best, peak_lr, replay_ratio = min(cells)
-    title = f"The objective is lowest, {best:.3f}, near a peak learning rate of {format_lr(peak_lr)} "
+    title = f"The objective is lowest, {decimal(best)}, near a peak learning rate of {format_lr(peak_lr)} "
     title += f"and {replay_ratio:.0%} replay"
     if surface.chosen is not None:
         point = surface.chosen
@@ -189,6 +189,11 @@ def _compute_text(data: ReportData) -> FigureText:
     if pilots:
         title = f"The pilots took {pilots / total:.0%} of all compute of this campaign"
     return FigureText(title=title, caption="Share of all floating-point operations by stage.")
+
+
+def decimal(value: float, sign: str = "-") -> str:
+    """A number with three decimals and a true minus sign; sign "+" shows the plus too."""
+    return f"{value:{sign}.3f}".replace("-", "−")
 
 
 def format_lr(value: float) -> str:

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from cptplan.files import write_bytes, write_json, write_text
 from cptplan.report.data import OutcomeRow, ReportData, RunView
 from cptplan.report.figures import draw_figures
-from cptplan.report.findings import QUANTITIES, ROLES, figure_texts, quantity_label
+from cptplan.report.findings import QUANTITIES, ROLES, decimal, figure_texts, quantity_label
 
 SCRIPTS = ("draw.js", "figures.js", "maps.js")
 
@@ -59,7 +59,7 @@ def render_page(data: ReportData) -> str:
         "allow_nan": False,
         "separators": (",", ":"),
     }
-    environment.filters["unbroken"] = _unbroken
+    environment.filters |= {"unbroken": _unbroken, "decimal": decimal}
     template = environment.from_string(package.joinpath("page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         data=data,
@@ -67,7 +67,6 @@ def render_page(data: ReportData) -> str:
         outcomes=_proof_rows(data),
         compared=any(row.rule_of_thumb for row in data.plan),
         quantity_label=quantity_label,
-        signed=lambda value: f"{value:+.3f}".replace("-", "−"),
         css=Markup(package.joinpath("page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=_content_hash(script),

@@ -99,7 +99,7 @@ function heatKey(host, best, worst, levels) {
   for (const step of levels) svg("line", { x1: place(step), x2: place(step), y1: 4, y2: 22, class: "frame" }, bar);
   for (const step of thinned([0, ...levels], place, 46))
     svg("text", { x: place(step), y: 37, "text-anchor": step ? "middle" : "start" }, bar, step ? `+${step}` : "best");
-  html("span", {}, box, `nats above the best objective, ${best.toFixed(3)}`);
+  html("span", {}, box, `nats above the best objective, ${say.loss(best)}`);
 }
 
 function paretoFigure(host, data) {
@@ -163,11 +163,11 @@ function computeFigure(host, data) {
     },
     read(i) {
       const p = parts[i];
-      return { title: p.stage, rows: [{ label: "share of compute", value: say.percent(p.to - p.from) }, { label: "time", value: `${say.steps(p.seconds)} s` },
+      return { title: titled(p.stage), rows: [{ label: "share of compute", value: say.percent(p.to - p.from) }, { label: "time", value: `${say.steps(p.seconds)} s` },
         { label: "tokens", value: say.steps(p.tokens) }, { label: "FLOP", value: say.lr(p.flops) }] };
     },
   });
-  legend(host, parts.map((p) => ({ cls: p.cls, bar: true, label: p.stage })));
+  legend(host, parts.map((p) => ({ cls: p.cls, bar: true, label: titled(p.stage) })));
 }
 
 // The numbers of the curves as a table, made when someone opens it.

@@ -7,7 +7,7 @@ import pytest
 from report_example import example_report
 
 from cptplan.report.data import OutcomeRow, ReportData, RunView, SetCurve, Surface, SurfacePoint
-from cptplan.report.findings import coverage, figure_texts, format_lr
+from cptplan.report.findings import coverage, decimal, figure_texts, format_lr
 
 
 def view(curve: SetCurve, role="chosen", name="plan") -> RunView:
@@ -82,6 +82,13 @@ def test_surface_says_how_far_the_chosen_plan_is_from_the_best(replay_ratio, wor
     title = figure_texts(ReportData(title="t", verdict=(), surface=surface))["surface"].title
     assert title.startswith("The objective is lowest, 3.200, near a peak learning rate of 1e-3 and 50% replay")
     assert words in title
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"), [(1.23456, "-", "1.235"), (-2.1, "-", "−2.100"), (0.5, "+", "+0.500")]
+)
+def test_decimal(value, sign, text):
+    assert decimal(value, sign) == text
 
 
 @pytest.mark.parametrize(
