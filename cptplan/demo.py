@@ -25,7 +25,7 @@ from cptplan.workspace import Workspace
 
 WEIGHTS = "general=0.4"
 SEQ_LEN = 256
-BASE_THREADS = 2  # the base model trains alone; pilots train two at a time with one thread each
+BASE_PROCESSES = 2  # the base model trains alone, on both cores; pilots train two at a time
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,8 +97,8 @@ def run_demo(out: Path, *, tiny: bool, screen: Screen) -> dict[str, Any]:
         corpora = stages.pack_data(project, workspace, note)
     screen.table("Corpora", tables.CORPORA_COLUMNS, tables.corpora_rows(corpora))
     with screen.stage("2/8 base model") as note:
-        base = campaign.jobs_of([base_spec(workspace, scale)], workspace.runs)
-        stages.run_jobs(project, base, note, threads=BASE_THREADS)
+        base = campaign.jobs_of([base_spec(workspace, scale)], workspace.runs, BASE_PROCESSES)
+        stages.run_jobs(project, base, note)
         stages.collect_curves(workspace.curves, [job.run_dir for job in base])
     screen.table("Pilots", tables.PILOT_COLUMNS, tables.pilot_rows(project))
     with screen.stage("3/8 pilots") as note:

@@ -112,20 +112,14 @@ def _pass_on(path: Path, note: Note) -> None:
         pass  # not there yet, or being replaced
 
 
-def run_jobs(
-    project: Project, jobs: Sequence[campaign.Job], note: Note = quiet, threads: int | None = None
-) -> list[dict[str, Any]]:
-    """Train runs, a few at a time, with progress in optimiser steps over all of them.
-
-    Args:      threads: CPU threads of each process, instead of the pilots'.
-    """
+def run_jobs(project: Project, jobs: Sequence[campaign.Job], note: Note = quiet) -> list[dict[str, Any]]:
+    """Train runs, a few at a time, with progress in optimiser steps over all of them."""
 
     def report(statuses: Sequence[campaign.RunStatus]) -> None:
         running = [f"{s.name} {s.done}/{s.total}" for s in statuses if s.state == "running"]
         note(sum(s.done for s in statuses), sum(s.total for s in statuses), ", ".join(running))
 
-    threads = threads or project.pilot.threads
-    return campaign.run_all(jobs, parallel=project.pilot.parallel, threads=threads, report=report)
+    return campaign.run_all(jobs, parallel=project.pilot.parallel, threads=project.pilot.threads, report=report)
 
 
 def pilot_jobs(project: Project, workspace: Workspace) -> list[campaign.Job]:

@@ -110,8 +110,9 @@ class FittedLaw:
         settled = np.full(len(steps), self.discrepancy) * (1.0 + GROWTH_PER_DOUBLING * beyond)
         if history.phase == "pretrain":
             return settled
-        transient = np.where(steps == 0, 0.0, max(self.transient_error, self.discrepancy))
-        return np.where(steps < self.settled_step, transient, settled)
+        extra = max(self.transient_error - self.discrepancy, 0.0)
+        fading = np.clip(2.0 - steps / max(self.settled_step, 1), 0.0, 1.0)  # 1 until settled, 0 at twice that
+        return np.where(steps == 0, 0.0, settled + extra * fading)
 
 
 def draw(
