@@ -92,23 +92,27 @@ class Forecaster:
         )
 
     def score(self, knobs: Knobs) -> Score:
-        """Point prediction of a candidate's objective, and by how much it breaks the constraints.
-
-        The violation is the larger of general loss over what is allowed, in nats per token, and tokens over what is
-        there, as a share of what is there.
-        """
+        """Point prediction of a candidate's objective, and by how much it breaks the constraints: the larger excess."""
         history, end = self.history(knobs), np.array([knobs.total_steps])
         losses = {name: float(law.mean(history, end)[0]) for name, law in self.laws.items()}
+        violation = max(self.token_excess(knobs), self.general_excess(knobs))
+        return Score(objective=self.weigh(losses), losses=losses, violation=violation)
+
+    def token_excess(self, knobs: Knobs) -> float:
+        """Tokens that a run would read beyond those there, as a share of those there; <= 0 when there are enough."""
         tokens = knobs.total_steps * self.batch_tokens
-        violation = max(
+        return max(
             knobs.replay_ratio * tokens / self.general_tokens - 1.0,
             (1.0 - knobs.replay_ratio) * tokens / self.domain_tokens - 1.0,
         )
-        if self.max_general_increase is not None:
-            allowed = self.starts[self.base].losses["general"] * (1.0 + self.max_general_increase)
-            sampled = self.laws["general"].sample(history, end)[:, 0]
-            violation = max(violation, float(np.quantile(sampled, self.confidence)) - allowed)
-        return Score(objective=self.weigh(losses), losses=losses, violation=violation)
+
+    def general_excess(self, knobs: Knobs) -> float:
+        """General loss above what is allowed, at the asked confidence, nats per token; -inf without a limit."""
+        if self.max_general_increase is None:
+            return -np.inf
+        allowed = self.starts[self.base].losses["general"] * (1.0 + self.max_general_increase)
+        sampled = self.laws["general"].sample(self.history(knobs), np.array([knobs.total_steps]))[:, 0]
+        return float(np.quantile(sampled, self.confidence)) - allowed
 
     def weigh(self, losses: Mapping[str, float]) -> float:
         """Weighted change of loss against the base model, nats per token."""

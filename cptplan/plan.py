@@ -14,13 +14,14 @@ from cptplan.design import run_schedule
 from cptplan.files import read_json, write_json
 from cptplan.forecast import Forecaster, Interval, Outlook
 from cptplan.schedule import Schedule
-from cptplan.search import Evaluated, Knobs, SearchResult, Space, search
+from cptplan.search import Knobs, SearchResult, Space, search
 
 RULE_REPLAY = 0.3  # the common recipe: 30 % general data
 RULE_RATE = 0.1  # the common recipe: a tenth of pre-training's peak rate
 RULE_DECAY = 0.9  # a linear decay over nine tenths of the run stands for the common cosine
 SENSITIVITY_STEP = 0.2
 PARETO_POINTS = 24
+AT_THE_EDGE = 5e-3  # assumed: nats per token, or share of the tokens, within which a constraint holds the plan back
 
 
 class Expected(Contract):
@@ -135,6 +136,8 @@ def make_plan(
     space = plan_space(project)
     found = search(forecaster.score, space, storage=storage, trials=trials, seed=seed)
     knobs = _rounded(found.best.knobs)
+    if forecaster.score(knobs).violation > 0:
+        knobs = found.best.knobs  # a run on the very edge of a constraint must not be rounded over it
     rule = Knobs(
         peak_lr=RULE_RATE * project.model.pretrain_peak_lr,
         replay_ratio=RULE_REPLAY,
@@ -155,7 +158,7 @@ def make_plan(
         chosen=_planned(knobs, chosen, forecaster),
         rule_of_thumb=_planned(rule, thumb, forecaster),
         gain=_gain(chosen, thumb),
-        binding=_binding(knobs, space, forecaster, found.best),
+        binding=_binding(knobs, space, forecaster),
         sensitivities=_sensitivities(knobs, space, forecaster),
         pareto=_pareto(found, forecaster),
         surface=_surface(knobs, space, forecaster),
@@ -207,7 +210,7 @@ def _gain(chosen: Outlook, rule: Outlook) -> Expected:
     return Expected(mean=mean, low=mean - float(down), high=mean + float(up))
 
 
-def _binding(knobs: Knobs, space: Space, forecaster: Forecaster, best: Evaluated) -> tuple[str, ...]:
+def _binding(knobs: Knobs, space: Space, forecaster: Forecaster) -> tuple[str, ...]:
     """The limits that the chosen run sits on: what to loosen for a better one."""
     found = []
     if knobs.total_steps >= 0.98 * space.total_steps[1]:
@@ -217,8 +220,10 @@ def _binding(knobs: Knobs, space: Space, forecaster: Forecaster, best: Evaluated
         ("replay_ratio", knobs.replay_ratio, space.replay_ratio),
     ):
         if (value <= low * 1.02 and low > 0) or value >= high * 0.98:
-            found.append(f"{name}: at the edge of what the pilots span; beyond it the law is not asked, only pilots can tell")
-    if forecaster.max_general_increase is not None and best.score.violation > -1e-3:
+            found.append(f"{name}: at the edge of what the pilots span; what lies beyond only pilots can tell")
+    if forecaster.token_excess(knobs) > -AT_THE_EDGE:
+        found.append("corpora: the run reads all tokens that are there; more text would be better")
+    if forecaster.general_excess(knobs) > -AT_THE_EDGE:
         found.append("max_general_increase: more forgetting would be better for the weights")
     return tuple(found)
 

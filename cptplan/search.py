@@ -24,6 +24,7 @@ from cptplan.errors import InfeasiblePlanError
 
 FloatArray = NDArray[np.float64]
 
+CONSTRAINT = "violation"  # its name in the study; a trial without it would pass for one that keeps all constraints
 GRID_RATES, GRID_REPLAYS, GRID_DECAYS = 9, 9, (0.0, 0.2, 0.5, 0.8)
 
 
@@ -77,8 +78,9 @@ class SearchResult:
     evaluated: tuple[Evaluated, ...]
 
     def pareto(self, first: str, second: str) -> tuple[Evaluated, ...]:
-        """Candidates that no other beats on both losses, by rising loss of the first set."""
-        ordered = sorted(self.evaluated, key=lambda e: (e.score.losses[first], e.score.losses[second]))
+        """Candidates that keep the constraints and that no other beats on both losses, by rising loss of the first."""
+        allowed = [e for e in self.evaluated if e.score.violation <= 0]
+        ordered = sorted(allowed, key=lambda e: (e.score.losses[first], e.score.losses[second]))
         front: list[Evaluated] = []
         for candidate in ordered:
             if not front or candidate.score.losses[second] < front[-1].score.losses[second]:
@@ -112,7 +114,7 @@ def search(
         trial = study.ask(distributions)
         knobs = _knobs(trial.params)
         found = Evaluated(knobs=knobs, score=score(knobs))
-        trial.set_constraint("constraints", found.score.violation)
+        trial.set_constraint(CONSTRAINT, found.score.violation)
         study.tell(trial, found.score.objective)
         evaluated.append(found)
     evaluated += [polish(score, space, candidate) for candidate in sorted(evaluated, key=_rank)[:3]]
@@ -214,13 +216,5 @@ def _as_trial(candidate: Evaluated, distributions: Mapping[str, BaseDistribution
         },
         distributions=dict(distributions),
         value=candidate.score.objective,
-    )
-
-
-def front_labels(front: Sequence[Evaluated]) -> tuple[str, ...]:
-    """What to show for each point of a Pareto front."""
-    return tuple(
-        f"peak_lr {e.knobs.peak_lr:.2g}, replay {e.knobs.replay_ratio:.0%}, {e.knobs.total_steps} steps, "
-        f"decay {e.knobs.decay_share:.0%}, from {e.knobs.start}"
-        for e in front
+        constraints={CONSTRAINT: candidate.score.violation},
     )

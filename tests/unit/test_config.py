@@ -89,7 +89,10 @@ def test_example_names_only_known_keys_and_checks_out():
     ("overrides", "message"),
     [
         (["pilot.warmup_steps=8"], "pilot.total_steps must be greater than pilot.warmup_steps; got 8 and 8"),
-        (["pilot.processes=3"], "pilot.batch_tokens must be a multiple of data.seq_len x pilot.processes, 192; got 256"),
+        (
+            ["pilot.processes=3"],
+            "pilot.batch_tokens must be a multiple of data.seq_len x pilot.processes, 192; got 256",
+        ),
         (["pilot.peak_lr_range=[2e-3, 1e-3]"], "pilot ranges must rise"),
         (["budget.tokens=2047"], "budget.tokens must be at least a pilot's tokens, 2048; got 2047"),
         (["model.starts=[{name: a, path: x}, {name: a, path: y}]"], "model.starts must have different names; got a, a"),
@@ -98,7 +101,7 @@ def test_example_names_only_known_keys_and_checks_out():
     ],
 )
 def test_rule_over_the_project(path, overrides, message):
-    with pytest.raises(ConfigError, match="cptplan.yaml") as caught:
+    with pytest.raises(ConfigError, match=r"cptplan\.yaml") as caught:
         read_project(path, overrides)
     assert message in caught.value.message
 
