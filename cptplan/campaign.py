@@ -79,6 +79,11 @@ def jobs_of(specs: Sequence[RunSpec], runs_dir: Path, processes: int = 1) -> lis
     ]
 
 
+def has_accelerator() -> bool:
+    """Whether this machine has a GPU that torch could use, told without importing torch."""
+    return any(shutil.which(tool) for tool in ("nvidia-smi", "rocm-smi"))
+
+
 def run_all(
     jobs: Sequence[Job], *, parallel: int = 1, threads: int | None = None, report: Report = lambda _: None
 ) -> list[dict[str, Any]]:
@@ -95,6 +100,8 @@ def run_all(
     # the share of a full house even when few runs are left: sums over threads depend on how many there are
     share = max((os.cpu_count() or 1) // parallel, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads or share)}
+    if not has_accelerator():
+        environment.setdefault("ACCELERATE_USE_CPU", "true")  # else several processes would each train alone
     try:
         while waiting or live:
             while waiting and len(live) < parallel:

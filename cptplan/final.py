@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,13 @@ def write_launch_files(project: Project, workspace: Workspace, target: str) -> P
     spec = planned_spec(project, workspace, plan.chosen, "final")
     require_tokens(read_corpora(workspace), tokens_of_run(spec))
     local = target == "local"
-    name = (
-        ("cpu" if shutil.which("nvidia-smi") is None else project.budget.hardware) if local else project.budget.hardware
-    )
+    here = project.budget.hardware if campaign.has_accelerator() else "cpu"
     devices = project.pilot.processes if local else project.budget.num_devices
     write_launch(
         target,
         spec,
         workspace.launch,
-        hardware=find_hardware(name),
+        hardware=find_hardware(here if local else project.budget.hardware),
         num_processes=devices,
         num_nodes=1 if local else max(-(-devices // DEVICES_PER_NODE), 1),
     )
