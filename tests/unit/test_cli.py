@@ -126,15 +126,15 @@ def test_ctrl_c_says_how_to_go_on(cptplan, monkeypatch, tmp_path):
 
 
 def test_poor_fit_ends_with_4_unless_allowed(cptplan, monkeypatch, tmp_path):
-    from cptplan import stages, tables
+    from cptplan import decide, tables
 
     def poor(_fit_dir, *, allow_poor):
         if not allow_poor:
             raise PoorFitError("a law must predict unseen pilots within 10%; got 20% in x.", hint="run more pilots")
 
-    monkeypatch.setattr(stages, "fit", lambda *_: tmp_path)
-    monkeypatch.setattr(stages, "fit_summary", lambda _: {})
+    monkeypatch.setattr(decide, "fit", lambda *_: tmp_path)
+    monkeypatch.setattr(decide, "fit_summary", lambda _: {})
     monkeypatch.setattr(tables, "fit_rows", lambda _: [])
-    monkeypatch.setattr(stages, "check_fit", poor)
+    monkeypatch.setattr(decide, "check_fit", poor)
     cptplan.refused("fit", says="must predict unseen pilots within 10%", code=4)
     assert cptplan("fit", "--allow-poor-fit").code == 0

@@ -148,7 +148,7 @@ def test_misspelt_weight_gets_a_suggestion():
 
 def test_weights_of_a_domain_of_another_name(path):
     """The default weighs general text; what else there is shares the rest."""
-    from cptplan.stages import goal_weights
+    from cptplan.decide import goal_weights
 
     project = read_project(path, ["data.domains=[{name: code, path: x}]"])
     assert goal_weights(project, None) == pytest.approx({"general": 0.4, "code": 0.6})

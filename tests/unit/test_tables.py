@@ -1,0 +1,66 @@
+"""What the command line shows: the numbers of the files, rounded."""
+
+from __future__ import annotations
+
+import pytest
+from simple_laws import make_project
+
+from cptplan.files import write_json
+from cptplan.plan import Expected
+from cptplan.tables import (
+    CORPORA_COLUMNS,
+    FIT_COLUMNS,
+    PILOT_COLUMNS,
+    corpora_rows,
+    expectations_in_words,
+    fit_rows,
+    interval,
+    knobs_in_words,
+    pilot_rows,
+    plan_rows,
+)
+
+
+def test_corpora():
+    split = {"num_tokens": 1234567, "num_documents": 10, "num_bytes": 3000000}
+    corpora = {"sources": [{"name": "code", "train": split, "validation": {**split, "num_tokens": 89}}]}
+    assert corpora_rows(corpora) == [("code", "1,234,567", "89", "20", "2.43")]
+    assert len(CORPORA_COLUMNS) == 5
+
+
+def test_pilots(tmp_path):
+    rows = pilot_rows(make_project(tmp_path))
+    assert len(rows) == 6
+    assert rows[0] == ("pilot-01", "0.003", "0.0%", "none", "stable", "the shift alone at the highest rate")
+    assert rows[2][:5] == ("pilot-03", "0.003", "3.0%", "last 50%", "annealed")
+    assert {len(row) for row in rows} == {len(PILOT_COLUMNS)}
+
+
+def test_fits_show_the_kept_form_first(tmp_path):
+    forms = [
+        {"form": "b", "discrepancy": 0.0123, "in_sample_error": 0.004},
+        {"form": "a", "discrepancy": 0.2, "in_sample_error": 0.1},
+    ]
+    write_json(tmp_path / "report.json", {"schema_version": 1, "sets": {"general": forms}})
+    assert fit_rows(tmp_path) == [
+        ("loss_general", "b", "1.23%", "0.40%", "yes"),
+        ("", "a", "20.00%", "10.00%", ""),
+    ]
+    assert len(FIT_COLUMNS) == 5
+
+
+@pytest.mark.parametrize(("signed", "words"), [(False, "-0.123 [-0.200, 0.046]"), (True, "-0.123 [-0.200, +0.046]")])
+def test_interval(signed, words):
+    assert interval(Expected(mean=-0.12345, low=-0.2, high=0.0456), signed=signed) == words
+
+
+def test_plan_shows_choice_beside_rule_of_thumb(example_plan):
+    rows = {label: cells for label, *cells in plan_rows(example_plan)}
+    assert rows["replay ratio"][1] == "30.0%"
+    assert rows["peak learning rate"] == [f"{example_plan.chosen.peak_lr:.3g}", "0.0003"]
+    assert rows["linear decay"][1] == "last 90%"
+    tokens = example_plan.chosen.total_steps * example_plan.batch_tokens
+    assert rows["tokens"][0] == f"{tokens / 1e6:,.2f} M"
+    assert rows["loss_domain"][0].startswith(f"{example_plan.chosen.losses['domain'].mean:.3f} [")
+    assert rows["weighted change of loss"][0][0] in "+-"
+    assert set(rows) == {*knobs_in_words(example_plan), *expectations_in_words(example_plan)}
