@@ -254,10 +254,18 @@ def _sensitivities(knobs: Knobs, space: Space, forecaster: Forecaster) -> tuple[
 
 
 def _pareto(found: SearchResult, forecaster: Forecaster) -> tuple[FrontPoint, ...]:
-    """The front of general against the mean domain loss, thinned to a readable number of points."""
+    """The front of general against domain loss: the best plan for each weight from 2 to 98 %, without repeats.
+
+    With several domains the first one stands for all. Points that no such weight would choose are left out: beyond them
+    a sliver of one loss costs a large piece of the other.
+    """
     domain = next(name for name in forecaster.laws if name != "general")
     front = found.pareto("general", domain)
-    keep = np.unique(np.round(np.linspace(0, len(front) - 1, min(PARETO_POINTS, len(front)))).astype(int))
+    general_loss, domain_loss = (np.array([e.score.losses[name] for e in front]) for name in ("general", domain))
+    weights = np.linspace(0.02, 0.98, 4 * PARETO_POINTS)[:, None]
+    best = np.argmin(weights * general_loss + (1.0 - weights) * domain_loss, axis=1)
+    supported = np.unique(best)
+    keep = supported[np.unique(np.round(np.linspace(0, len(supported) - 1, PARETO_POINTS)).astype(int))]
     points = []
     for candidate in (front[i] for i in keep):
         outlook = forecaster.outlook(candidate.knobs)

@@ -7,7 +7,7 @@ continuous knobs. Only what the pilots span is searched; the law is not asked ab
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -40,6 +40,7 @@ from cptplan.report.data import (
     SurfacePoint,
     thin_lr,
 )
+from cptplan.report.findings import format_lr, quantity_label
 from cptplan.run_spec import RunSpec, read_run_spec
 from cptplan.tables import knobs_in_words
 from cptplan.workspace import Workspace
@@ -154,7 +155,16 @@ def _view(
 
 def _replay_words(ratios: Any) -> str:
     first, last = float(ratios[0]), float(ratios[-1])
-    return f"{first:.1%}" if np.ptp(ratios) == 0 else f"{first:.0%} to {last:.0%}"
+    return _percent(first) if np.ptp(ratios) == 0 else f"{_percent(first)} to {_percent(last)}"
+
+
+def _percent(share: float) -> str:
+    """A share with as many digits as it needs: 0%, 0.5%, 37.3%."""
+    return f"{100.0 * share:.3g}%"
+
+
+def _decay_words(run: PlannedRun) -> str:
+    return f"decaying over the last {run.decay_share:.0%}" if run.decay_share else "without decay"
 
 
 def _outcomes(plan: Plan, measured: Mapping[str, LossCurve]) -> Iterable[OutcomeRow]:
@@ -195,28 +205,33 @@ def _verdict(
     chosen, rule = plan.chosen, plan.rule_of_thumb
     yield (
         f"Train {chosen.total_steps:,} steps from the {chosen.start} checkpoint at peak learning rate "
-        f"{chosen.peak_lr:.3g} with {chosen.replay_ratio:.1%} replay, decaying over the last {chosen.decay_share:.0%}."
+        f"{format_lr(chosen.peak_lr)} with {_percent(chosen.replay_ratio)} replay, {_decay_words(chosen)}."
     )
     rows = {(row.run, row.quantity): row for row in outcomes}
     if held is None:
         yield "The final run has not been trained yet: the numbers below are predictions."
     else:
         losses = [row for row in outcomes if row.run == "final" and row.quantity.startswith("loss_")]
-        words = ", ".join(f"{r.quantity} {r.predicted:.3f} predicted, {r.measured:.3f} measured" for r in losses)
-        missed = [r.quantity for r in losses if not r.inside]
+        words = "; ".join(
+            f"{quantity_label(r.quantity).lower()} {r.predicted:.3f} predicted [{r.low:.3f}, {r.high:.3f}], "
+            f"{r.measured:.3f} measured"
+            for r in losses
+        )
+        missed = [quantity_label(r.quantity).lower() for r in losses if not r.inside]
         said = "The prediction held" if held else f"The prediction missed on {' and '.join(missed)}"
         yield f"{said}: {words} ({plan.level:.0%} intervals)."
     ours, theirs = rows["final", "objective"], rows["rule-of-thumb", "objective"]
+    thumb = f"{_percent(rule.replay_ratio)} replay, peak {format_lr(rule.peak_lr)}, same tokens"
     if ours.measured is not None and theirs.measured is not None:
         better = theirs.measured - ours.measured
         yield (
-            f"Against the rule of thumb ({rule.replay_ratio:.0%} replay, peak {rule.peak_lr:.3g}, same tokens) the "
+            f"Against the rule of thumb ({thumb}) the "
             f"weighted loss measured {abs(better):.3f} nats per token {'lower' if better > 0 else 'HIGHER'}; "
             f"{plan.gain.mean:+.3f} [{plan.gain.low:+.3f}, {plan.gain.high:+.3f}] was predicted."
         )
     else:
         yield (
-            f"Against the rule of thumb ({rule.replay_ratio:.0%} replay, peak {rule.peak_lr:.3g}, same tokens) the "
+            f"Against the rule of thumb ({thumb}) the "
             f"weighted loss is expected {plan.gain.mean:.3f} [{plan.gain.low:.3f}, {plan.gain.high:.3f}] nats per "
             "token lower."
         )
@@ -225,7 +240,7 @@ def _verdict(
 def _headlines(plan: Plan, outcomes: tuple[OutcomeRow, ...], compute: tuple[ComputeShare, ...]) -> Iterable[Headline]:
     for row in (r for r in outcomes if r.run == "final"):
         interval = f"predicted {row.predicted:.3f} [{row.low:.3f}, {row.high:.3f}]"
-        label = {"objective": "weighted change of loss"}.get(row.quantity, row.quantity)
+        label = quantity_label(row.quantity)
         if row.measured is None:
             yield Headline(label=label, value=f"{row.predicted:.3f}", note=f"[{row.low:.3f}, {row.high:.3f}] predicted")
         else:
@@ -251,7 +266,7 @@ def _surface(plan: Plan, workspace: Workspace) -> Surface:
             )
             for spec in pilots
         ),
-        note=f"{chosen.total_steps:,} steps from {chosen.start}, decay over the last {chosen.decay_share:.0%}",
+        note=f"{chosen.total_steps:,} steps from {chosen.start}, {_decay_words(chosen)}",
     )
 
 
