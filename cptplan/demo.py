@@ -121,16 +121,14 @@ def run_demo(out: Path, *, tiny: bool, screen: Screen) -> dict[str, Any]:
     with screen.stage("8/8 report"):
         report = build_report(project, workspace)
         files = write_report(report, workspace.report)
-    _say_outcome(screen, report.verdict, files.page, time.monotonic() - began)
-    return {"report": str(files.page), "held": report.held, "verdict": list(report.verdict)}
-
-
-def _say_outcome(screen: Screen, verdict: tuple[str, ...], page: Path, seconds: float) -> None:
-    screen.say("")
-    for sentence in verdict:
+    screen.table("Outcome", tables.OUTCOME_COLUMNS, tables.outcome_rows(report.outcomes))
+    for sentence in report.verdict:
         screen.say(sentence)
-    screen.say(f"\nfinished in {duration(seconds)}; report: {page}")
+    for headline in report.headlines[-1:]:
+        screen.say(f"{headline.label}: {headline.value} ({headline.note}).")
+    screen.say(f"\nfinished in {duration(time.monotonic() - began)}; report: {files.page}")
     screen.next_command("cptplan init, then the same path on your own model and corpora")
+    return {"report": str(files.page), "held": report.held, "verdict": list(report.verdict)}
 
 
 def demo_project(workspace: Workspace, scale: Scale) -> Project:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,14 @@ from cptplan.config import Project
 from cptplan.design import design_pilots
 from cptplan.files import read_json
 from cptplan.plan import Expected, Plan, PlannedRun
+from cptplan.report.data import OutcomeRow
+from cptplan.report.findings import quantity_label
 
 Row = tuple[str, ...]
 
 PILOT_COLUMNS = ("pilot", "peak_lr", "replay", "decay", "start", "what it is for")
 FIT_COLUMNS = ("validation set", "form", "unseen pilots", "in sample", "kept")
+OUTCOME_COLUMNS = ("run", "at the end", "predicted", "90 % interval", "measured", "inside")
 CORPORA_COLUMNS = ("source", "train tokens", "validation tokens", "documents", "bytes per token")
 
 
@@ -105,3 +108,18 @@ def interval(value: Expected, *, signed: bool = False) -> str:
     """A number with its interval: 3.412 [3.38, 3.46]."""
     sign = "+" if signed else ""
     return f"{value.mean:{sign}.3f} [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
+
+
+def outcome_rows(outcomes: Iterable[OutcomeRow]) -> list[Row]:
+    """Predicted and measured final numbers of both runs."""
+    return [
+        (
+            row.run,
+            quantity_label(row.quantity).lower(),
+            f"{row.predicted:.3f}",
+            f"{row.low:.3f} to {row.high:.3f}",
+            "-" if row.measured is None else f"{row.measured:.3f}",
+            {True: "yes", False: "NO", None: "-"}[row.inside],
+        )
+        for row in outcomes
+    ]

@@ -248,7 +248,7 @@ def _headlines(plan: Plan, outcomes: tuple[OutcomeRow, ...], compute: tuple[Comp
     total = sum(share.flops for share in compute)
     pilots = sum(share.flops for share in compute if share.stage == "pilots")
     if total:
-        yield Headline(label="pilots' share of all compute", value=f"{pilots / total:.0%}", note="in FLOPs, all runs")
+        yield Headline(label="Pilots' share of all compute", value=f"{pilots / total:.0%}", note="in FLOPs, all runs")
 
 
 def _surface(plan: Plan, workspace: Workspace) -> Surface:
