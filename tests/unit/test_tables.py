@@ -7,6 +7,7 @@ from simple_laws import make_project
 
 from cptplan.files import write_json
 from cptplan.plan import Expected
+from cptplan.report.data import OutcomeRow
 from cptplan.tables import (
     CORPORA_COLUMNS,
     FIT_COLUMNS,
@@ -16,6 +17,7 @@ from cptplan.tables import (
     fit_rows,
     interval,
     knobs_in_words,
+    outcome_rows,
     pilot_rows,
     plan_rows,
 )
@@ -64,3 +66,13 @@ def test_plan_shows_choice_beside_rule_of_thumb(example_plan):
     assert rows["loss_domain"][0].startswith(f"{example_plan.chosen.losses['domain'].mean:.3f} [")
     assert rows["weighted change of loss"][0][0] in "+-"
     assert set(rows) == {*knobs_in_words(example_plan), *expectations_in_words(example_plan)}
+
+
+def test_outcomes_say_whether_the_interval_held() -> None:
+    rows = [
+        OutcomeRow(run="final", quantity="loss_general", predicted=3.0, low=2.9, high=3.1, measured=3.05),
+        OutcomeRow(run="final", quantity="loss_domain", predicted=2.0, low=1.9, high=2.1, measured=2.2),
+        OutcomeRow(run="final", quantity="objective", predicted=-1.0, low=-1.1, high=-0.9),
+    ]
+    assert [row[-2:] for row in outcome_rows(rows)] == [("3.050", "yes"), ("2.200", "NO"), ("-", "-")]
+    assert outcome_rows(rows)[0][:4] == ("final", "general loss", "3.000", "2.900 to 3.100")
