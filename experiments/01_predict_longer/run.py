@@ -1,6 +1,6 @@
 """Train the runs of this question on top of a finished demo, through the executor: python run.py DEMO_DIR.
 
-Ten runs of settings that no pilot had, three times as long as the pilots. Resumable: the same command goes on.
+Six runs of settings that no pilot had, three times as long as the pilots. Resumable: the same command goes on.
 Afterwards curves/ beside this file holds the demo's curves and these, and analyse.py answers the question.
 """
 
@@ -37,12 +37,8 @@ CELLS = (
     Cell(peak_lr=3e-4, replay_ratio=0.3, decay_share=None, start="annealed"),
     Cell(peak_lr=3e-3, replay_ratio=0.0, decay_share=0.2, start="annealed"),
     Cell(peak_lr=1e-3, replay_ratio=0.5, decay_share=0.5, start="stable"),
-    Cell(peak_lr=3e-3, replay_ratio=0.2, decay_share=0.0, start="stable"),
     Cell(peak_lr=6e-4, replay_ratio=0.02, decay_share=None, start="annealed"),
-    Cell(peak_lr=2.5e-3, replay_ratio=0.4, decay_share=0.4, start="annealed"),
     Cell(peak_lr=1e-3, replay_ratio=0.005, decay_share=0.0, start="annealed"),
-    Cell(peak_lr=1.5e-3, replay_ratio=0.25, decay_share=None, start="stable"),
-    Cell(peak_lr=5e-4, replay_ratio=0.6, decay_share=0.2, start="stable"),
 )
 
 
