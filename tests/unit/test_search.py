@@ -45,7 +45,7 @@ def inside(knobs, space=SPACE):
 
 
 def test_known_optimum_is_found(tmp_path):
-    found = search(bowl, SPACE, storage=tmp_path / "study.journal", trials=40).best.knobs
+    found = search(bowl, SPACE, storage=tmp_path / "study.journal", trials=15).best.knobs
     # the polish stops within 1e-3 in ln(rate), replay and decay, or when 1e-5 nats are left to gain
     assert found.peak_lr == pytest.approx(BEST.peak_lr, rel=0.05)
     assert found.replay_ratio == pytest.approx(BEST.replay_ratio, abs=0.01)
@@ -60,21 +60,21 @@ def test_constraint_is_kept(tmp_path, limit):
         lambda knobs: bowl(knobs, violation=limit - knobs.replay_ratio),
         SPACE,
         storage=tmp_path / "study.journal",
-        trials=30,
+        trials=10,
     )
     assert found.best.score.violation <= 0
     assert found.best.knobs.replay_ratio == pytest.approx(max(limit, BEST.replay_ratio), abs=0.01)
 
 
 def test_everything_looked_at_lies_in_the_space(tmp_path):
-    found = search(bowl, SPACE, storage=tmp_path / "study.journal", trials=25)
+    found = search(bowl, SPACE, storage=tmp_path / "study.journal", trials=8)
     assert all(inside(candidate.knobs) for candidate in found.evaluated)
     assert found.best == min(found.evaluated, key=lambda e: e.score.objective)
 
 
 def test_same_seed_same_result(tmp_path):
     first, again, other = (
-        search(bowl, SPACE, storage=tmp_path / "study.journal", trials=15, seed=seed) for seed in (3, 3, 4)
+        search(bowl, SPACE, storage=tmp_path / "study.journal", trials=5, seed=seed) for seed in (3, 3, 4)
     )
     assert first == again
     assert [e.knobs for e in first.evaluated] != [e.knobs for e in other.evaluated]
