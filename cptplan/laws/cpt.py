@@ -60,6 +60,33 @@ class CptForm:
 PUBLISHED = CptForm(amplitude="exponential", clock=False, free_power=False)
 
 
+def _parameter(
+    name: str, meaning: str, bounds: tuple[float, float], start: float, prior_sd: float, *, log_scale: bool = True
+) -> Parameter:
+    return Parameter(
+        name=name, meaning=meaning, low=bounds[0], high=bounds[1], start=start, prior_sd=prior_sd, log_scale=log_scale
+    )
+
+
+# Priors are weak and centred on the published fits where there are any: alpha 0.44 to 0.70, beta 0.07 to 0.9
+# (arXiv:2505.07796); p and gamma near 0.7 to 0.8 (measured on small campaigns); epsilon 6e-7 to 4e-5 from the tables of
+# arXiv:2403.08763 up to 1e-2 on small ones; forgetting_time a fortieth of the steps (reports/decisions/0002).
+PARAMETERS = {
+    parameter.name: parameter
+    for parameter in (
+        _parameter("alpha", "exponent of the base term", (0.05, 2.0), 0.5, 0.5),
+        _parameter("E", "pace of the shift per step at the reference rate", (1e-4, 1e2), 0.05, 2.5),
+        _parameter("beta", "exponent of the shift", (0.02, 2.0), 0.2, 0.7),
+        _parameter("forgetting_time", "1 / (1 - lambda): steps an annealing takes to pay", (5.0, 5000.0), 20.0, 0.7),
+        _parameter("p", "power of the rate in the areas", (0.2, 1.2), 0.8, 0.2, log_scale=False),
+        _parameter("S_pt", "forward area of an unknown pre-training, in reference steps", (1.0, 1e8), 1e4, 2.0),
+        _parameter("gamma", "power of the domain share in the shift's clock", (0.0, 2.0), 0.7, 0.4, log_scale=False),
+        _parameter("epsilon", "replay share that counts as none", (1e-6, 10.0), 1e-2, 3.0),
+        _parameter("a", "curvature of the shift in the domain share", (0.05, 20.0), 3.0, 0.8),
+    )
+}
+
+
 class CptLaw:
     """The CPT law of one validation set. side says which way the shift goes and how replay weakens it."""
 
@@ -82,96 +109,16 @@ class CptLaw:
         )
 
     def _parameters(self) -> tuple[Parameter, ...]:
-        found = [
-            # published range of alpha 0.44-0.70 (arXiv:2505.07796 fits), prior wide
-            Parameter(name="alpha", meaning="exponent of the base term", low=0.05, high=2.0, start=0.5, prior_sd=0.5),
-            Parameter(
-                name="E",
-                meaning="pace of the shift per step at the reference rate",
-                low=1e-4,
-                high=1e2,
-                start=0.05,
-                prior_sd=2.5,
-            ),
-            Parameter(name="beta", meaning="exponent of the shift", low=0.02, high=2.0, start=0.2, prior_sd=0.7),
-            Parameter(
-                name="forgetting_time",
-                meaning="1 / (1 - lambda): steps an annealing takes to pay",
-                low=5.0,
-                high=5000.0,
-                start=20.0,
-                prior_sd=0.7,
-            ),
-        ]
-        if self.form.free_power:
-            found.append(
-                Parameter(
-                    name="p",
-                    meaning="power of the rate in the areas",
-                    low=0.2,
-                    high=1.2,
-                    start=0.8,
-                    prior_sd=0.2,
-                    log_scale=False,
-                )
-            )
-        if self.form.open_start:
-            found.append(
-                Parameter(
-                    name="S_pt",
-                    meaning="forward area of the unknown pre-training, in steps at the reference rate",
-                    low=1.0,
-                    high=1e8,
-                    start=1e4,
-                    prior_sd=2.0,
-                )
-            )
-        if self.form.clock:
-            found.append(
-                Parameter(
-                    name="gamma",
-                    meaning="power of the domain share in the shift's clock",
-                    low=0.0,
-                    high=2.0,
-                    start=0.7,
-                    prior_sd=0.4,
-                    log_scale=False,
-                )
-            )
-        if self.form.amplitude == "exponential":
-            found.append(
-                Parameter(
-                    name="a",
-                    meaning="curvature of the shift in the domain share",
-                    low=0.05,
-                    high=20.0,
-                    start=3.0,
-                    prior_sd=0.8,
-                )
-            )
-        elif self.form.amplitude == "logarithmic" and self.side == "general":
-            found.append(
-                Parameter(
-                    name="epsilon",
-                    meaning="replay share that counts as none",
-                    low=1e-6,
-                    high=10.0,
-                    start=1e-2,
-                    prior_sd=3.0,
-                )
-            )
-        elif self.form.amplitude == "logarithmic":
-            found.append(
-                Parameter(
-                    name="a",
-                    meaning="curvature of the shift in the domain share",
-                    low=0.05,
-                    high=20.0,
-                    start=3.0,
-                    prior_sd=0.8,
-                )
-            )
-        return tuple(found)
+        """The nonlinear parameters that the form has."""
+        names = ["alpha", "E", "beta", "forgetting_time"]
+        names += ["p"] if self.form.free_power else []
+        names += ["S_pt"] if self.form.open_start else []
+        names += ["gamma"] if self.form.clock else []
+        if self.form.amplitude == "logarithmic" and self.side == "general":
+            names.append("epsilon")
+        elif self.form.amplitude != "none":
+            names.append("a")
+        return tuple(PARAMETERS[name] for name in names)
 
     def columns(self, values: FloatArray, history: RunHistory, steps: IntArray) -> FloatArray:
         """Columns 1, S^-alpha, -S2_pt, -S2_cpt, h(r)(1 - (1 + E X)^-beta); see protocol.Law.columns."""
