@@ -9,7 +9,7 @@ from cptplan.curves import LossCurve
 from cptplan.errors import CurveError
 from cptplan.fit.fitted import NUM_DRAWS, FittedLaw, draw, held_out_errors, in_sample_error, rms
 from cptplan.fit.separable import solve
-from cptplan.laws.cpt import PUBLISHED, CptForm, CptLaw, Side
+from cptplan.laws.cpt import PUBLISHED, CptForm, CptLaw, Side, memory_prior
 from cptplan.laws.history import observations, transient_points
 
 SETTLED_WARMUPS = 4  # measured: after four warm-ups the jump of cold optimiser moments is over, reports/decisions/0002
@@ -65,9 +65,10 @@ def select_law(
         )
     reference_lr = max(float(max(d.history.lr.max(), d.history.pretrain_lr.max(initial=0.0))) for d in data)
     tried = []
+    memory = memory_prior(max(len(d.history.pretrain_lr) + len(d.history.lr) for d in data))
     open_start = any(not d.history.pretrain_known for d in pilots)
     for form in FORMS[side]:
-        law = CptLaw(side, reference_lr, replace(form, open_start=open_start))
+        law = CptLaw(side, reference_lr, replace(form, open_start=open_start), memory)
         best = solve(law, data, seed=seed)
         held_out = held_out_errors(law, data, best)
         tried.append((rms([h.late_error for h in held_out]), law, best, held_out))

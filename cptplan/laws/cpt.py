@@ -18,7 +18,7 @@ logarithm that also holds below 10 % replay. S2_pt goes on relaxing after the ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -60,6 +60,15 @@ class CptForm:
 PUBLISHED = CptForm(amplitude="exponential", clock=False, free_power=False)
 
 
+def memory_prior(total_steps: int) -> float:
+    """Centre of the prior of forgetting_time: a fortieth of all steps, which is what lambda = 0.999 was fixed for.
+
+    Args:      total_steps: most optimiser steps of a run, its pre-training included.
+    Reference: arXiv:2505.07796: 1 / (1 - 0.999) = 1,000 steps on runs of 40,000 and more; reports/decisions/0002.
+    """
+    return float(np.clip(total_steps / 40.0, 10.0, 1000.0))
+
+
 def _parameter(
     name: str, meaning: str, bounds: tuple[float, float], start: float, prior_sd: float, *, log_scale: bool = True
 ) -> Parameter:
@@ -92,7 +101,15 @@ class CptLaw:
 
     reference = "arXiv:2505.07796, eq. 4 and 8 (corrected orientation)"
 
-    def __init__(self, side: Side, reference_lr: float, form: CptForm | None = None) -> None:
+    def __init__(
+        self, side: Side, reference_lr: float, form: CptForm | None = None, memory_steps: float = 20.0
+    ) -> None:
+        """A law of one side.
+
+        Args:      reference_lr: rate that areas are counted in. memory_steps: where the prior of forgetting_time is
+                   centred, see memory_prior.
+        """
+        self.memory_steps = memory_steps
         self.side = side
         self.reference_lr = reference_lr
         self.form = form or CptForm()
@@ -118,7 +135,8 @@ class CptLaw:
             names.append("epsilon")
         elif self.form.amplitude != "none":
             names.append("a")
-        return tuple(PARAMETERS[name] for name in names)
+        centred = {**PARAMETERS, "forgetting_time": replace(PARAMETERS["forgetting_time"], start=self.memory_steps)}
+        return tuple(centred[name] for name in names)
 
     def columns(self, values: FloatArray, history: RunHistory, steps: IntArray) -> FloatArray:
         """Columns 1, S^-alpha, -S2_pt, -S2_cpt, h(r)(1 - (1 + E X)^-beta); see protocol.Law.columns."""
