@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,12 +15,12 @@ from cptplan.files import write_json, write_text
 from cptplan.fit.fitted import FittedLaw
 from cptplan.fit.select import FORMS, select_law, settled_step
 from cptplan.fit.separable import predict, solve
-from cptplan.laws.cpt import PUBLISHED, CptForm, CptLaw
+from cptplan.laws.cpt import PUBLISHED, CptForm, CptLaw, memory_prior
 from cptplan.laws.history import history_of, observations
-from cptplan.laws.protocol import Parameter
 
 HERE = Path(__file__).resolve().parent
 SETS = ("general", "domain")
+LONG_MEMORY = 300.0  # steps: towards the published lambda = 0.999, for comparison
 
 
 def is_test(name: str) -> bool:
@@ -67,30 +66,22 @@ def held_out_rows(
     return rows
 
 
-class LongMemory(CptLaw):
-    """The same law with the annealing memory left free to be as long as the published one."""
-
-    def _parameters(self) -> tuple[Parameter, ...]:
-        return tuple(
-            replace(p, start=300.0, prior_sd=1.5) if p.name == "forgetting_time" else p for p in super()._parameters()
-        )
-
-
 def variant_rows(
     set_name: str, seen: dict[str, LossCurve], tests: dict[str, LossCurve], curves: dict[str, LossCurve]
 ) -> list[dict]:
     """Error at the end of the long runs for every form, with and without the transient, and with a long memory."""
     reference_lr = max(float(curve.lr().max()) for curve in seen.values())
     settled = settled_step(seen)
+    memory = memory_prior(max(len(d.history.pretrain_lr) + len(d.history.lr) for d in observations(seen, set_name)))
     forms = {form.name: form for form in (*FORMS[set_name], PUBLISHED, CptForm())}
     rows = []
     for form in forms.values():
-        for label, kind, skip in (
-            ("as used", CptLaw, settled),
-            ("transient fitted too", CptLaw, 0),
-            ("long annealing memory", LongMemory, settled),
+        for label, prior, skip in (
+            ("as used", memory, settled),
+            ("transient fitted too", memory, 0),
+            (f"annealing memory near {LONG_MEMORY:.0f} steps", LONG_MEMORY, settled),
         ):
-            law = kind(set_name, reference_lr, form)
+            law = CptLaw(set_name, reference_lr, form, prior)
             data = observations(seen, set_name, skip_steps=skip)
             solution = solve(law, data)
             errors = []
