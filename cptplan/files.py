@@ -39,6 +39,17 @@ def _replace(path: Path, content: bytes, *, durable: bool) -> None:
         raise storage_error(error, path) from error
 
 
+def remove_leftovers(*directories: Path) -> None:
+    """Remove what a process that was killed in the middle of a write left in these directories.
+
+    Only for who holds the directories alone: another's write may be under way.
+    """
+    for directory in directories:
+        for leftover in directory.glob(".*.tmp"):
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole UTF-8 text file or leave the old one."""
     write_bytes(path, text.encode("utf-8"))

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cptplan.errors import CptplanError, RunFailedError
-from cptplan.files import storage_error
+from cptplan.files import remove_leftovers, storage_error
 from cptplan.run_spec import RunSpec, read_run_spec
 from executor.run_dir import is_complete
 from executor.run_lock import only_one
@@ -68,6 +68,8 @@ def _said_complete(run_dir: Path, spec: RunSpec) -> bool:
 
 def _train(run_dir: Path, spec: RunSpec, threads: int | None, started: float) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for a checkpoint, and there is nothing to save yet
+    if _rank() == 0:
+        remove_leftovers(run_dir)
     # imported here: torch and transformers take seconds that a complete run or a wrong spec need not wait for
     _quiet_libraries()
     gc.disable()  # nothing of an import is garbage; looking for it takes a quarter of their time (measured, 3.5 s)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cptplan.errors import StorageError
-from cptplan.files import read_json, storage_error, write_json, write_progress
+from cptplan.files import read_json, remove_leftovers, storage_error, write_json, write_progress
 from executor.corpus.documents import Document, list_corpus_files, read_documents
 from executor.corpus.embedded import Kind, read_embedded
 from executor.corpus.pack import ShardIndex, pack_source, read_packed
@@ -77,8 +77,7 @@ def prepare(spec: CorpusSpec) -> dict[str, Any]:
         return made
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for leftover in [*out.glob(".*.tmp"), *out.glob("*/.*.tmp")]:  # of a process that was killed
-            leftover.unlink()
+        remove_leftovers(out, *(path for path in out.iterdir() if path.is_dir()))
         progress = Progress(out / "progress.json")
         progress(0, "starting")
     except OSError as error:

@@ -16,6 +16,7 @@ from cptplan.files import (
     hash_file,
     hash_json,
     read_json,
+    remove_leftovers,
     write_bytes,
     write_json,
     write_progress,
@@ -146,3 +147,11 @@ def test_hash_file_does_not_depend_on_block_size(tmp_path: Path) -> None:
     content = bytes(range(256)) * 5000  # more than one block of 1 MiB
     (tmp_path / "large").write_bytes(content)
     assert hash_file(tmp_path / "large") == hashlib.sha256(content).hexdigest()
+
+
+def test_leftovers_of_a_killed_write_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".curve.json.17.tmp", "curve.json", ".lock-0"):
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    (tmp_path / ".step-8.tmp").mkdir()
+    remove_leftovers(tmp_path, tmp_path / "missing")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock-0", ".step-8.tmp", "curve.json"]
