@@ -18,6 +18,7 @@ from cptplan.fit.fitted import FittedLaw
 from cptplan.fit.select import select_law
 from cptplan.fit.store import read_fit, write_fit
 from cptplan.forecast import Forecaster, StartState
+from cptplan.laws.cpt import Side
 from cptplan.laws.history import history_of
 from cptplan.plan import Plan, make_plan, read_plan, write_plan
 from cptplan.run_spec import RunSpec
@@ -50,7 +51,8 @@ def fit(
         selections = {}
         for number, name in enumerate(sets):
             note(number, len(sets), f"loss_{name}")
-            selections[name] = select_law(curves, name, "general" if name == "general" else "domain", seed=seed)
+            side: Side = "general" if name == "general" else "domain"
+            selections[name] = select_law(curves, name, side, seed=seed, where=str(curves_dir))
         write_fit(directory, curves_hash, selections)
         note(len(sets), len(sets), "")
     write_json(fits_dir / "latest.json", {"schema_version": 1, "hash": curves_hash})

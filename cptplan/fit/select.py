@@ -47,12 +47,18 @@ def settled_step(curves: Mapping[str, LossCurve]) -> int:
 
 
 def select_law(
-    curves: Mapping[str, LossCurve], set_name: str, side: Side, *, num_draws: int = NUM_DRAWS, seed: int = 0
+    curves: Mapping[str, LossCurve],
+    set_name: str,
+    side: Side,
+    *,
+    num_draws: int = NUM_DRAWS,
+    seed: int = 0,
+    where: str = "the curves given",
 ) -> Selection:
     """Fit every form to the curves, keep the one that misses left-out pilots least, and draw from it.
 
     Args:      curves: pilots and the pre-training runs they continue. set_name: validation set. side: whether the shift
-               is forgetting ("general") or learning ("domain").
+               is forgetting ("general") or learning ("domain"). where: place of the curves, for the message.
     Raises:    CurveError if fewer than three CPT curves have the set.
     """
     settled = settled_step(curves)
@@ -60,7 +66,7 @@ def select_law(
     pilots = [d for d in data if d.history.phase == "cpt"]
     if len(pilots) < MIN_PILOTS:
         raise CurveError(
-            f"a fit must have at least {MIN_PILOTS} CPT curves with loss_{set_name}; got {len(pilots)}.",
+            f"a fit must have at least {MIN_PILOTS} CPT curves with loss_{set_name}; got {len(pilots)} in {where}.",
             hint="run more pilots",
         )
     reference_lr = max(float(max(d.history.lr.max(), d.history.pretrain_lr.max(initial=0.0))) for d in data)
