@@ -38,7 +38,7 @@ def fits(monkeypatch):
     """Fits that take no time: the names of the sets that were fitted."""
     fitted = []
 
-    def select(_curves, name, side, *, seed):
+    def select(_curves, name, side, *, seed, where):
         fitted.append((name, side, seed))
 
     def write(directory, curves_hash, _selections):
