@@ -21,6 +21,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 NUM_DRAWS = 64
+RATE_BANDWIDTH = 0.5  # assumed: pilots within a factor of e^0.5 of a rate speak for it
 GROWTH_PER_DOUBLING = 0.5  # assumed; checked on runs three times as long in experiments/01_predict_longer
 LATE_SHARE = 0.5  # points after this share of a pilot judge it: the plan is about ends, not about transients
 
@@ -40,6 +41,7 @@ class HeldOut:
     """How far the law misses one pilot when it was fitted to the others."""
 
     curve: str
+    peak_lr: float
     late_error: float
     """Root mean square of the relative error over the later half."""
     end_error: float
@@ -68,8 +70,21 @@ class FittedLaw:
 
     @property
     def discrepancy(self) -> float:
-        """Relative standard deviation of what the law misses at the end of an unseen run as long as the pilots."""
+        """Relative standard deviation of what the law misses late in an unseen run as long as the pilots."""
         return rms([h.late_error for h in self.held_out]) if self.held_out else self.in_sample_error
+
+    def discrepancy_near(self, peak_lr: float) -> float:
+        """The discrepancy of runs at a peak rate: held-out errors weighted by how near the pilots' rates are.
+
+        At high rates the loss is noisier and the law misses more; weights are a normal kernel over the logarithm.
+        Args:      peak_lr: dimensionless, > 0.
+        """
+        if not self.held_out:
+            return self.in_sample_error
+        distance = np.log(np.array([h.peak_lr for h in self.held_out]) / peak_lr) / RATE_BANDWIDTH
+        weights = np.exp(-0.5 * distance**2) + 1e-3  # far from all pilots, all count alike
+        squares = np.array([h.late_error**2 for h in self.held_out])
+        return float(np.sqrt(np.sum(weights * squares) / np.sum(weights)))
 
     def mean(self, history: RunHistory, steps: IntArray) -> FloatArray:
         """Best prediction after each of the steps, nats per token, shape (points,)."""
@@ -107,10 +122,11 @@ class FittedLaw:
         area = np.concatenate([[0.0], np.cumsum(history.lr / self.law.reference_lr)])[steps]
         further = np.maximum(area / max(self.longest_area, 1e-12), steps / max(self.longest_steps, 1))
         beyond = np.log2(np.maximum(further, 1.0)) if history.phase == "cpt" else 0.0
-        settled = np.full(len(steps), self.discrepancy) * (1.0 + GROWTH_PER_DOUBLING * beyond)
+        near = self.discrepancy_near(float(history.lr.max()))
+        settled = np.full(len(steps), near) * (1.0 + GROWTH_PER_DOUBLING * beyond)
         if history.phase == "pretrain":
             return settled
-        extra = max(self.transient_error - self.discrepancy, 0.0)
+        extra = max(self.transient_error - near, 0.0)
         fading = np.clip(2.0 - steps / max(self.settled_step, 1), 0.0, 1.0)  # 1 until settled, 0 at twice that
         return np.where(steps == 0, 0.0, settled + extra * fading)
 
@@ -176,6 +192,7 @@ def held_out_errors(law: CptLaw, data: Sequence[Observations], start: Solution) 
         found.append(
             HeldOut(
                 curve=left_out.name,
+                peak_lr=float(left_out.history.lr.max()),
                 late_error=rms(relative[late]),
                 end_error=float(relative[-1]),
             )

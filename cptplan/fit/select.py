@@ -15,8 +15,8 @@ from cptplan.laws.history import observations, transient_points
 SETTLED_WARMUPS = 4  # measured: after four warm-ups the jump of cold optimiser moments is over, reports/decisions/0002
 MIN_PILOTS = 3  # assumed: fewer leave nothing to hold out
 
-# The published replay form is not among them: held-out pilots of one length cannot tell it apart, but on runs three times
-# as long it misses twice as far (measured on four campaigns, reports/decisions/0002).
+# The published replay form is not among them: held-out pilots of one length do not tell it apart, but on runs three
+# times as long it misses twice as far (measured on three campaigns, reports/decisions/0002).
 FORMS: Mapping[Side, tuple[CptForm, ...]] = {
     "general": (CptForm(amplitude="logarithmic", clock=False, free_power=False), CptForm()),
     "domain": (CptForm(amplitude="none"), CptForm(amplitude="none", free_power=False)),

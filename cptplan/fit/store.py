@@ -32,8 +32,8 @@ class StoredLaw(Contract):
     scale: float
     objective: float
     converged: bool
-    held_out: tuple[tuple[str, float, float], ...]
-    """Curve, late error and end error of each pilot when it was left out, relative."""
+    held_out: tuple[tuple[str, float, float, float], ...]
+    """Curve, peak rate, late error and end error of each pilot when it was left out; errors are relative."""
     in_sample_error: float
     transient_error: float
     settled_step: int
@@ -89,7 +89,7 @@ def _store(fitted: FittedLaw) -> StoredLaw:
         scale=best.scale,
         objective=best.objective,
         converged=best.converged,
-        held_out=tuple((h.curve, h.late_error, h.end_error) for h in fitted.held_out),
+        held_out=tuple((h.curve, h.peak_lr, h.late_error, h.end_error) for h in fitted.held_out),
         in_sample_error=fitted.in_sample_error,
         transient_error=fitted.transient_error,
         settled_step=fitted.settled_step,
@@ -139,7 +139,10 @@ def _load(name: str, stored: StoredLaw, values: Any, coefficients: Any) -> Fitte
             [stored.parameters[p.name] for p in law.parameters], [stored.coefficients[t.name] for t in law.terms]
         ),
         draws=tuple(solution(v, c) for v, c in zip(values, coefficients, strict=True)),
-        held_out=tuple(HeldOut(curve=c, late_error=late, end_error=end) for c, late, end in stored.held_out),
+        held_out=tuple(
+            HeldOut(curve=curve, peak_lr=peak_lr, late_error=late, end_error=end)
+            for curve, peak_lr, late, end in stored.held_out
+        ),
         in_sample_error=stored.in_sample_error,
         transient_error=stored.transient_error,
         settled_step=stored.settled_step,

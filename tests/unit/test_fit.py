@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from cptplan.curves import CurveRecord, LossCurve
 from cptplan.errors import ConfigError, CurveError
-from cptplan.fit.fitted import draw, held_out_errors
+from cptplan.fit.fitted import HeldOut, draw, held_out_errors
 from cptplan.fit.select import Selection, select_law, settled_step
 from cptplan.fit.separable import predict, solve
 from cptplan.fit.store import read_fit, write_fit
@@ -177,3 +178,14 @@ def test_stored_fit_without_draws_is_refused(tmp_path: Path, selection: Selectio
     (tmp_path / "draws.npz").unlink()
     with pytest.raises(ConfigError, match=r"draws\.npz must hold the draws"):
         read_fit(tmp_path)
+
+
+def test_discrepancy_follows_the_pilots_of_a_like_rate(selection: Selection) -> None:
+    errors = {1e-4: 0.01, 1e-3: 0.03}
+    held_out = tuple(
+        HeldOut(curve=str(rate), peak_lr=rate, late_error=error, end_error=0.0) for rate, error in errors.items()
+    )
+    fitted = replace(selection.fitted, held_out=held_out)
+    assert fitted.discrepancy_near(1e-4) == pytest.approx(0.01, rel=0.01)
+    assert fitted.discrepancy_near(1e-3) == pytest.approx(0.03, rel=0.01)
+    assert fitted.discrepancy_near(10.0) == pytest.approx(fitted.discrepancy)
