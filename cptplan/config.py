@@ -28,7 +28,6 @@ class Start(Contract):
     parent: str | None = None
     """Pre-training run in model.pretrain_curves that it comes from, when known."""
     parent_step: Positive | None = None
-    loss_potential: Share | None = None
 
 
 class Model(Contract):
