@@ -119,12 +119,10 @@ class Forecaster:
         base = self.starts[self.base].losses
         return sum(weight * (losses[name] - base[name]) for name, weight in self.weights.items())
 
-    def outlook(self, knobs: Knobs, seed: int = 0) -> Outlook:
+    def outlook(self, knobs: Knobs) -> Outlook:
         """Final losses, objective and forgetting of a candidate with intervals at the forecaster's level."""
         history, end = self.history(knobs), np.array([knobs.total_steps])
-        sampled = {
-            name: law.sample(history, end, seed + number)[:, 0] for number, (name, law) in enumerate(self.laws.items())
-        }
+        sampled = {name: law.sample(history, end, self._seed(name))[:, 0] for name, law in self.laws.items()}
         mean = {name: float(law.mean(history, end)[0]) for name, law in self.laws.items()}
         base = self.starts[self.base].losses
         objective = sum(weight * (sampled[name] - base[name]) for name, weight in self.weights.items())
@@ -136,9 +134,13 @@ class Forecaster:
             ),
         )
 
-    def curve(self, set_name: str, history: RunHistory, steps: NDArray[np.int64], seed: int = 0) -> Prediction:
-        """The whole predicted curve of a run on one validation set."""
-        return self.laws[set_name].predict(history, steps, self.level, seed)
+    def curve(self, set_name: str, history: RunHistory, steps: NDArray[np.int64]) -> Prediction:
+        """The whole predicted curve of a run on one validation set; its end is the outlook's interval."""
+        return self.laws[set_name].predict(history, steps, self.level, self._seed(set_name))
+
+    def _seed(self, set_name: str) -> int:
+        """Draws of different sets are independent; those of one set are the same wherever they are asked for."""
+        return list(self.laws).index(set_name)
 
     def _interval(self, mean: float, sampled: FloatArray) -> Interval:
         tail = 50.0 * (1.0 - self.level)

@@ -145,7 +145,7 @@ def make_plan(
         decay_share=RULE_DECAY,
         start=forecaster.base,
     )
-    chosen, thumb = forecaster.outlook(knobs), forecaster.outlook(rule, seed=100)
+    chosen, thumb = forecaster.outlook(knobs), forecaster.outlook(rule)
     return Plan(
         project=project.name,
         fit=fit_name,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student_t
 
 from cptplan.fit.separable import Solution, predict, solve
 from cptplan.laws.cpt import CptLaw
@@ -99,7 +100,9 @@ class FittedLaw:
         curves = np.stack([predict(self.law, draw, history, steps) for draw in self.draws])
         rng = np.random.default_rng(seed)
         freedom = max(len(self.held_out) - 1, 2)
-        offsets = rng.standard_t(freedom, len(self.draws))
+        # one offset from each slice of the t distribution, so that the tails do not hang on a few lucky draws
+        slices = (rng.permutation(len(self.draws)) + 0.5) / len(self.draws)
+        offsets = student_t.ppf(slices, freedom)
         return curves * (1.0 + offsets[:, None] * self._discrepancy_along(history, steps))
 
     def predict(self, history: RunHistory, steps: IntArray, level: float = 0.9, seed: int = 0) -> Prediction:
