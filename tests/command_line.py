@@ -68,7 +68,7 @@ class CommandLine:
         said = self._capsys.readouterr()
         return Said(code, said.out, said.err)
 
-    def refused(self, *arguments: object, says: str, code: int = 2) -> Said:
+    def assert_refused(self, *arguments: object, says: str, code: int = 2) -> Said:
         """Run a command that must be refused in one line of the house's form, with a hint.
 
         Args:      says: regular expression somewhere in the error line.

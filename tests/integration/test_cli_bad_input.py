@@ -84,13 +84,15 @@ def ready(packed, tmp_path, monkeypatch):
     ],
 )
 def test_project_value_that_breaks_a_rule(cptplan, project, override, says):
-    cptplan.refused("validate", "--set", override, says=says)
-    cptplan.refused("pilot", "--set", override, says=says)
+    cptplan.assert_refused("validate", "--set", override, says=says)
+    cptplan.assert_refused("pilot", "--set", override, says=says)
     assert not (project / "campaign").exists()
 
 
 def test_unknown_key_gets_a_suggestion(cptplan, project):
-    assert "did you mean 'num_runs'?" in cptplan.refused("validate", "--set", "pilot.num_run=9", says="num_run").err
+    assert (
+        "did you mean 'num_runs'?" in cptplan.assert_refused("validate", "--set", "pilot.num_run=9", says="num_run").err
+    )
 
 
 def test_number_such_as_1e_5_is_a_number(cptplan, project):
@@ -116,7 +118,7 @@ def test_project_file_that_cannot_be_read(cptplan, tmp_path, monkeypatch, text, 
     monkeypatch.chdir(tmp_path)
     if text is not None:
         (tmp_path / "cptplan.yaml").write_bytes(text.encode(errors="surrogateescape"))
-    cptplan.refused("validate", says=says)
+    cptplan.assert_refused("validate", says=says)
 
 
 # ---- corpora
@@ -125,8 +127,8 @@ def test_project_file_that_cannot_be_read(cptplan, tmp_path, monkeypatch, text, 
 def test_missing_corpus(cptplan, project):
     (project / "domain.jsonl").unlink()
     for verb in ("validate", "pilot"):
-        cptplan.refused(verb, says="corpus must exist; got no domain.jsonl for domain")
-    cptplan.refused("data", "pack", says="corpus must exist; got no domain.jsonl for domain")
+        cptplan.assert_refused(verb, says="corpus must exist; got no domain.jsonl for domain")
+    cptplan.assert_refused("data", "pack", says="corpus must exist; got no domain.jsonl for domain")
     assert not (project / "campaign").exists()
 
 
@@ -141,7 +143,7 @@ def test_missing_corpus(cptplan, project):
 )
 def test_corpus_without_text(cptplan, project, content, says):
     (project / "domain.jsonl").write_text(content)
-    cptplan.refused("data", "pack", says=says)
+    cptplan.assert_refused("data", "pack", says=says)
     assert not list((project / "campaign").rglob("*.bin"))
     assert no_leftovers(project)
 
@@ -149,7 +151,7 @@ def test_corpus_without_text(cptplan, project, content, says):
 def test_corpus_can_be_mended_in_place(cptplan, project):
     good = (project / "domain.jsonl").read_text()
     (project / "domain.jsonl").write_text(good.replace('"text"', '"txt"'))
-    cptplan.refused("data", "pack", says="column must be there")
+    cptplan.assert_refused("data", "pack", says="column must be there")
     said = cptplan("data", "pack", "--set", "data.domains=[{name: domain, path: domain.jsonl, text_column: txt}]")
     assert said.code == 0, said
 
@@ -159,13 +161,13 @@ def test_corpus_too_small_for_the_pilots(cptplan, ready):
     corpora = read_json(record)
     corpora["sources"][1]["train"]["num_tokens"] = 2047  # pilot-01 reads 8 steps of 256 tokens of it
     write_json(record, corpora)
-    cptplan.refused("pilot", says=r"corpus must hold the tokens .* got 2,047 tokens, needed 2,048 in domain")
+    cptplan.assert_refused("pilot", says=r"corpus must hold the tokens .* got 2,047 tokens, needed 2,048 in domain")
 
 
 def test_corpus_too_small_for_the_budget(cptplan, ready):
     there = read_json(ready / "campaign" / "data" / "corpora.json")["sources"][1]["train"]["num_tokens"]
     budget = (there * 5 // 2 // 256 + 1) * 256  # at most 60 % replay, so two fifths of it must be domain text
-    cptplan.refused(
+    cptplan.assert_refused(
         "pilot",
         "--set",
         f"budget.tokens={budget}",
@@ -192,7 +194,7 @@ def test_model_directory_that_is_not_whole(cptplan, project, missing, says):
     else:
         (project / "base" / missing).unlink()
     for verb in (("validate",), ("pilot",), ("data", "pack")):
-        cptplan.refused(*verb, *override, says=says.replace("./base", "base"))
+        cptplan.assert_refused(*verb, *override, says=says.replace("./base", "base"))
     assert not (project / "campaign").exists()
 
 
@@ -200,7 +202,7 @@ def test_tokenizer_larger_than_the_model(cptplan, ready):
     config = read_json(ready / "base" / "config.json")
     write_json(ready / "base" / "config.json", {**config, "vocab_size": 256})
     size = read_json(ready / "campaign" / "data" / "corpora.json")["tokenizer"]["vocab_size"]
-    cptplan.refused(
+    cptplan.assert_refused(
         "pilot", says=rf"vocabulary of the tokenizer must fit the model's 256 embeddings; got {size:,} in .* for base"
     )
 
@@ -208,7 +210,9 @@ def test_tokenizer_larger_than_the_model(cptplan, ready):
 def test_tokenizer_of_another_model(cptplan, ready):
     write_model(ready / "base", vocab_size=300)
     write_json(ready / "base" / "config.json", {**read_json(ready / "base" / "config.json"), "vocab_size": 512})
-    cptplan.refused("pilot", says=r"tokenizer must be the model's own; got one of another vocabulary in .* for base")
+    cptplan.assert_refused(
+        "pilot", says=r"tokenizer must be the model's own; got one of another vocabulary in .* for base"
+    )
 
 
 # ---- curves
@@ -283,23 +287,25 @@ def test_broken_curve(cptplan, tmp_path, kind):
     directory = write_curves(tmp_path / "curves")
     breaks, says = BROKEN_CURVES[kind]
     breaks(directory)
-    cptplan.refused("fit", directory, "-o", tmp_path / "out", says=says)
+    cptplan.assert_refused("fit", directory, "-o", tmp_path / "out", says=says)
     assert not (tmp_path / "out").exists()
 
 
 def test_fewer_than_three_pilots(cptplan, tmp_path):
     directory = write_curves(tmp_path / "curves", num_curves=2)
-    cptplan.refused("fit", directory, "-o", tmp_path / "out", says="must have at least 3 CPT curves .*; got 2")
+    cptplan.assert_refused("fit", directory, "-o", tmp_path / "out", says="must have at least 3 CPT curves .*; got 2")
     directory = write_curves(tmp_path / "more")
     names = ("--train", "run-0,run-1")
-    cptplan.refused("fit", directory, *names, "-o", tmp_path / "out", says="must have at least 3 CPT curves .*; got 2")
+    cptplan.assert_refused(
+        "fit", directory, *names, "-o", tmp_path / "out", says="must have at least 3 CPT curves .*; got 2"
+    )
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])
 def test_no_curves(cptplan, tmp_path, name):
     (tmp_path / "empty").mkdir()
-    cptplan.refused("fit", tmp_path / name, "-o", tmp_path / "out", says=f"must hold <name>.csv files; .*{name}")
+    cptplan.assert_refused("fit", tmp_path / name, "-o", tmp_path / "out", says=f"must hold <name>.csv files; .*{name}")
 
 
 # ---- verbs out of order, and options
@@ -330,7 +336,7 @@ def test_no_curves(cptplan, tmp_path, name):
     ],
 )
 def test_verb_that_cannot_start(cptplan, project, arguments, says):
-    cptplan.refused(*arguments, says=says)
+    cptplan.assert_refused(*arguments, says=says)
     assert not (project / "campaign").exists()
 
 
@@ -350,16 +356,16 @@ def test_broken_plan(cptplan, project, verb):
     if verb == "optimize":
         write_json(project / "campaign" / "fits" / "latest.json", {"schema_version": 1, "hash": "abc"})
         says = "file must exist; got no .*fits/abc/law.json"
-        cptplan.refused(verb, says=says)
+        cptplan.assert_refused(verb, says=says)
         return
     path.write_text('{"schema_version": 1')
-    cptplan.refused(verb, says=r"file must be JSON; got .*plans/abc/plan.json")
+    cptplan.assert_refused(verb, says=r"file must be JSON; got .*plans/abc/plan.json")
     path.write_text('{"schema_version": 1}')
-    cptplan.refused(verb, says=r"must be given; it is missing in .*plans/abc/plan.json")
+    cptplan.assert_refused(verb, says=r"must be given; it is missing in .*plans/abc/plan.json")
     path.unlink()
-    cptplan.refused(verb, says=r"file must exist; got no .*plans/abc/plan.json")
+    cptplan.assert_refused(verb, says=r"file must exist; got no .*plans/abc/plan.json")
     write_json(project / "campaign" / "plans" / "latest.json", [])
-    cptplan.refused(verb, says=r"plan must be named by its hash; got None in .*latest.json")
+    cptplan.assert_refused(verb, says=r"plan must be named by its hash; got None in .*latest.json")
 
 
 # ---- the output directory
@@ -374,7 +380,9 @@ def test_broken_plan(cptplan, project, verb):
 def test_output_directory_that_cannot_be_written(cptplan, project, arguments, out):
     write_curves(project / "curves")
     (project / "file").write_text("a good file")
-    cptplan.refused(*arguments, "-o", out, says=r"path must be writable; got (Not a directory|File exists) for file")
+    cptplan.assert_refused(
+        *arguments, "-o", out, says=r"path must be writable; got (Not a directory|File exists) for file"
+    )
     assert (project / "file").read_text() == "a good file"
     assert no_leftovers(project)
 
@@ -385,14 +393,18 @@ def test_second_campaign_in_one_directory(cptplan, ready, verb):
     before = (ready / "campaign" / "campaign.json").read_bytes()
     command = ("data", "pack") if verb == "data" else (verb,)
     other = ("--set", "model.pretrain_peak_lr=1e-4")
-    cptplan.refused(*command, *other, says=r"directory must hold one campaign; got another model in campaign/campaign")
+    cptplan.assert_refused(
+        *command, *other, says=r"directory must hold one campaign; got another model in campaign/campaign"
+    )
     for later in ("optimize", "cost", "launch", "report"):
-        cptplan.refused(later, *other, says="directory must hold one campaign")
+        cptplan.assert_refused(later, *other, says="directory must hold one campaign")
     assert (ready / "campaign" / "campaign.json").read_bytes() == before
 
 
 def test_other_corpora_in_one_directory(cptplan, ready):
-    cptplan.refused("data", "pack", "--set", "data.seed=5", says="directory must be empty or hold the corpora of this")
+    cptplan.assert_refused(
+        "data", "pack", "--set", "data.seed=5", says="directory must be empty or hold the corpora of this"
+    )
 
 
 def full_disk(monkeypatch):
@@ -409,7 +421,9 @@ def test_full_disk_keeps_the_good_files(cptplan, project, monkeypatch):
     before = {path: path.read_bytes() for path in (project / "out").rglob("*") if path.is_file()}
     change_record(directory / "run-1.json", seed=1)
     full_disk(monkeypatch)
-    cptplan.refused("fit", directory, "-o", "out", code=5, says="disk must have room; got No space left .*draws.npz")
+    cptplan.assert_refused(
+        "fit", directory, "-o", "out", code=5, says="disk must have room; got No space left .*draws.npz"
+    )
     assert {path: path.read_bytes() for path in (project / "out").rglob("*") if path.is_file()} == before
 
 
@@ -420,7 +434,9 @@ def test_full_disk_below_a_library(cptplan, ready, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "campaign/runs/pilot-01/log.txt")
 
     monkeypatch.setattr(campaign, "_start", no_room)
-    cptplan.refused("pilot", code=5, says="disk must have room; got No space left .* campaign/runs/pilot-01/log.txt")
+    cptplan.assert_refused(
+        "pilot", code=5, says="disk must have room; got No space left .* campaign/runs/pilot-01/log.txt"
+    )
 
 
 # ---- failing while running
@@ -430,7 +446,7 @@ def test_run_that_breaks_ends_with_5_and_its_own_words(cptplan, ready, monkeypat
     monkeypatch.undo()
     monkeypatch.chdir(ready)
     says = r"run pilot-0\d must end with a result; got exit code 1: model must load; got .* for base"
-    said = cptplan.refused("pilot", code=5, says=says)
+    said = cptplan.assert_refused("pilot", code=5, says=says)
     assert "log.txt; the same command resumes it" in said.err
     assert not list(ready.glob("campaign/runs/*/result.json"))
     assert no_leftovers(ready)

@@ -74,7 +74,7 @@ def test_init_writes_a_project_that_is_read(cptplan, tmp_path, monkeypatch):
     assert "next: cptplan validate -c mine.yaml" in said.err
     assert read_project(tmp_path / "mine.yaml").pilot.num_runs == 8
     (tmp_path / "mine.yaml").write_text("old")
-    cptplan.refused("init", "mine.yaml", says="project file must be new; got one in mine.yaml")
+    cptplan.assert_refused("init", "mine.yaml", says="project file must be new; got one in mine.yaml")
     assert (tmp_path / "mine.yaml").read_text() == "old"
     assert cptplan("init", "mine.yaml", "--force").code == 0
     assert (tmp_path / "mine.yaml").read_text() != "old"
@@ -98,7 +98,7 @@ def test_error_is_one_line_and_its_exit_code(cptplan, monkeypatch, error, code):
 
     monkeypatch.setattr(cli, "app", fails)
     says = "/there" if isinstance(error, OSError) else "^error: a must b; got c in d.$"
-    said = cptplan.refused(says=says, code=code)
+    said = cptplan.assert_refused(says=says, code=code)
     assert len(said.err.splitlines()) == 2
 
 
@@ -107,7 +107,7 @@ def test_markup_in_an_error_is_shown_as_it_is(cptplan, monkeypatch):
         raise ConfigError("a must be in [0, 1]; got [bold] in [/x].", hint="[red]")
 
     monkeypatch.setattr(cli, "app", fails)
-    said = cptplan.refused(says=r"\[0, 1\]; got \[bold\] in \[/x\]\.")
+    said = cptplan.assert_refused(says=r"\[0, 1\]; got \[bold\] in \[/x\]\.")
     assert said.err.endswith("hint: [red]\n")
 
 
@@ -136,5 +136,5 @@ def test_poor_fit_ends_with_4_unless_allowed(cptplan, monkeypatch, tmp_path):
     monkeypatch.setattr(decide, "fit_summary", lambda _: {})
     monkeypatch.setattr(tables, "fit_rows", lambda _: [])
     monkeypatch.setattr(decide, "check_fit", poor)
-    cptplan.refused("fit", says="must predict unseen pilots within 10%", code=4)
+    cptplan.assert_refused("fit", says="must predict unseen pilots within 10%", code=4)
     assert cptplan("fit", "--allow-poor-fit").code == 0
