@@ -61,7 +61,8 @@ def test_missing_part(project, tmp_path, name, kind, message):
 
 
 def test_embedded_corpora_need_no_path(project):
-    check_project(read("data.general={name: general, path: 'embedded:general'}"))
+    rows = check_project(read("data.general={name: general, path: 'embedded:general'}"))
+    assert ("corpus general", "embedded:general") in rows
 
 
 def packed(tmp_path, vocab_size, size=None):
