@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from cptplan.errors import CptplanError, RunFailedError
 from cptplan.files import remove_leftovers, storage_error
@@ -123,5 +124,16 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def _leave(code: int) -> NoReturn:
+    """End the process without the interpreter's teardown.
+
+    A worker thread of the process group may still drop the last tensor of a collective; if it asks for the GIL while
+    the interpreter is going down, the whole process aborts (pytorch pull request 179291): after a complete run, too.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())
