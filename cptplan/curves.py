@@ -1,7 +1,8 @@
 """Loss curves: read, check, write. What the executor leaves behind and what people bring of their own.
 
 A curve directory holds <name>.csv (step, loss_<set> ...) and <name>.json (phase, lr, replay_ratio, parent, ...) for
-each run. Steps count finished optimiser steps: the loss at step s has seen lr[0] .. lr[s - 1].
+each run, and <name>.lr.npy where the rates are a long table. Steps count finished optimiser steps: the loss at step s
+has seen lr[0] .. lr[s - 1].
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,14 +22,16 @@ from pydantic import Field
 
 from cptplan.contract import Contract
 from cptplan.errors import CurveError, suggest
-from cptplan.files import read_json, write_json, write_text
+from cptplan.files import read_json, write_bytes, write_json, write_text
 from cptplan.mixture import ConstantMixture, Mixture, read_mixture
-from cptplan.schedule import Schedule, read_schedule
+from cptplan.schedule import Schedule, TableSchedule, read_schedule
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 LOSS_PREFIX = "loss_"
+EXAMPLE_SCHEDULE = '{"kind": "cosine", "peak_lr": 3e-4, "warmup_steps": 100, "total_steps": 10000}'
+LONGEST_INLINE_TABLE = 100  # steps; a longer table of rates is written as .npy, so that the .json stays readable
 
 
 class PretrainSummary(Contract):
@@ -91,18 +95,27 @@ class LossCurve:
 def read_curve(directory: Path, name: str) -> LossCurve:
     """One curve of a curve directory, checked.
 
-    Raises:    CurveError for a missing file, a missing or non-numeric column, NaN, steps that do not rise or go past
-               the schedule, infinite or non-positive losses, or no loss column; ConfigError for what the JSON says.
+    Raises:    CurveError for a missing file, no lr, a missing or non-numeric column, NaN, steps that do not rise or
+               go past the schedule, infinite or non-positive losses, or no loss column; ConfigError for what the JSON
+               says.
     """
     table_path, record_path = directory / f"{name}.csv", directory / f"{name}.json"
     for path, content in ((table_path, "its losses"), (record_path, "its schedule and phase")):
         if not path.is_file():
-            raise CurveError(f"curve {name} must have {content} in a file; got no {path}.", hint="add the file")
+            other = record_path if path == table_path else table_path
+            raise CurveError(
+                f"curve {name} must have {content} in a file; got no {path}.",
+                hint=f"add the file, or move {other.name} elsewhere if it is no curve",
+            )
     values = read_json(record_path)
     if isinstance(values, dict):
         values = dict(values)
-        if "lr" in values:
-            values["lr"] = read_schedule(values["lr"], f"lr of {record_path}", directory)
+        if values.get("lr") is None:
+            raise CurveError(
+                f"lr must give the rate of every optimiser step; it is missing in {record_path}.",
+                hint=f"add the schedule, such as {EXAMPLE_SCHEDULE}, or every rate in a table, {name}.lr.npy",
+            )
+        values["lr"] = read_schedule(values["lr"], f"lr of {record_path}", directory)
         if values.get("replay_ratio") is not None:
             values["replay_ratio"] = read_mixture(values["replay_ratio"], f"replay_ratio of {record_path}")
     record = CurveRecord.parse(values, str(record_path))
@@ -197,32 +210,71 @@ def check_curve(curve: LossCurve, where: str) -> LossCurve:
 
 
 def read_curve_directory(directory: Path, names: Iterable[str] | None = None) -> dict[str, LossCurve]:
-    """All curves of a directory (or those named), by name, sorted; parents must be among them.
+    """All curves of a directory, or those named with the runs that they continue, by name, sorted.
 
-    Raises:    CurveError if there is none, or a parent is missing or too short; else as read_curve.
+    Args:      names: names or patterns such as pilot-* (fnmatch); all curves when None.
+    Raises:    CurveError if there is none, a name matches nothing, two names differ only in case, or a parent is
+               missing or too short; else as read_curve.
     """
-    found = sorted(p.stem for p in directory.glob("*.csv")) if names is None else list(names)
-    if not found:
+    there = sorted({p.stem for s in ("csv", "json") for p in directory.glob(f"*.{s}") if not p.name.startswith(".")})
+    if not there:
         raise CurveError(f"curve directory must hold <name>.csv files; got none in {directory}.", hint="check the path")
-    curves = {name: read_curve(directory, name) for name in found}
-    for curve in curves.values():
+    _check_case(there, directory)
+    waiting = there if names is None else _select(there, names, directory)
+    curves: dict[str, LossCurve] = {}
+    while waiting:
+        curve = read_curve(directory, waiting[0])
+        curves[curve.name] = curve
         parent = curve.record.parent
-        if parent is None:
-            continue
-        if parent not in curves:
+        if parent is not None and parent not in there:
             raise CurveError(
                 f"parent must be a curve of the same directory; got {parent!r} in {directory / curve.name}.json.",
-                hint=suggest(parent, curves) or "add its files, or give pretrain instead",
+                hint=suggest(parent, there) or "add its files, or give pretrain instead",
             )
-        if (curve.record.parent_step or 0) > curves[parent].total_steps:
+        waiting = [name for name in dict.fromkeys([*waiting[1:], parent]) if name is not None and name not in curves]
+    for curve in curves.values():
+        _check_parent_step(curve, curves, directory)
+        _check_ancestry(curves, curve.name, directory)
+    return dict(sorted(curves.items()))
+
+
+def _select(there: Sequence[str], names: Iterable[str], directory: Path) -> list[str]:
+    """The names that are asked for, by name or pattern, each once."""
+    chosen: list[str] = []
+    for name in names:
+        matches = [name] if name in there else [found for found in there if fnmatchcase(found, name)]
+        if not matches:
             raise CurveError(
-                f"parent_step must be at most {curves[parent].total_steps}, the steps of {parent}; got "
-                f"{curve.record.parent_step} in {directory / curve.name}.json.",
-                hint="mend parent_step",
+                f"name must be a curve, or a pattern that matches one; got {name!r} for {directory}.",
+                hint=suggest(name, there) or f"curves there: {', '.join(there[:10])}{', ..' * (len(there) > 10)}",
             )
-    for name in curves:
-        _check_ancestry(curves, name, directory)
-    return curves
+        chosen += matches
+    if not chosen:
+        raise CurveError(f"names must hold at least one curve; got none for {directory}.", hint="name one, or give *")
+    return list(dict.fromkeys(chosen))
+
+
+def _check_case(names: Sequence[str], directory: Path) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise CurveError(
+                f"names must differ in more than case; got {other} and {name} in {directory}.",
+                hint="rename one: some file systems take them for one file",
+            )
+
+
+def _check_parent_step(curve: LossCurve, curves: Mapping[str, LossCurve], directory: Path) -> None:
+    if curve.record.parent is None or curve.record.parent_step is None:
+        return
+    parent = curves[curve.record.parent]
+    if curve.record.parent_step > parent.total_steps:
+        raise CurveError(
+            f"parent_step must be at most {parent.total_steps}, the steps of {parent.name}; got "
+            f"{curve.record.parent_step} in {directory / curve.name}.json.",
+            hint="mend parent_step",
+        )
 
 
 def _check_ancestry(curves: Mapping[str, LossCurve], name: str, directory: Path) -> None:
@@ -239,9 +291,15 @@ def _check_ancestry(curves: Mapping[str, LossCurve], name: str, directory: Path)
 
 
 def write_curve(directory: Path, curve: LossCurve) -> None:
-    """Write <name>.csv and <name>.json; reading them back gives an equal curve."""
+    """Write <name>.csv and <name>.json, a long table of rates as <name>.lr.npy; reading gives an equal curve back."""
+    record = curve.record.to_json()
+    if isinstance(curve.record.lr, TableSchedule) and curve.total_steps > LONGEST_INLINE_TABLE:
+        buffer = io.BytesIO()
+        np.save(buffer, curve.lr())
+        write_bytes(directory / f"{curve.name}.lr.npy", buffer.getvalue())
+        record["lr"] = {"kind": "table", "file": f"{curve.name}.lr.npy"}
     write_text(directory / f"{curve.name}.csv", table_text(curve.steps, curve.losses))
-    write_json(directory / f"{curve.name}.json", curve.record.to_json())
+    write_json(directory / f"{curve.name}.json", record)
 
 
 def table_text(steps: IntArray, losses: Mapping[str, FloatArray]) -> str:

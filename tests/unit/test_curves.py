@@ -165,7 +165,9 @@ def test_table_that_is_no_text(tmp_path: Path) -> None:
     [
         ({**RECORD, "phas": "cpt"}, ConfigError, "keys must be known; got phas in {json}. hint: did you mean 'phase'?"),
         ({"lr": RECORD["lr"]}, ConfigError, "phase must be given; it is missing in {json}."),
-        ({"phase": "cpt"}, ConfigError, "lr must be given; it is missing in {json}."),
+        ({"phase": "cpt"}, CurveError, "lr must give the rate of every optimiser step; it is missing in {json}."),
+        ({"phase": "cpt", "lr": None}, CurveError, "lr must give the rate of every optimiser step; it is missing in "),
+        ({"phase": "cpt", "learning_rate": 1e-4}, CurveError, "lr must give the rate of every optimiser step"),
         ({**RECORD, "phase": "sft"}, ConfigError, "phase must be 'pretrain' or 'cpt'; got 'sft' in {json}."),
         ({**RECORD, "lr": {"peak_lr": 1}}, ConfigError, "kind must be given; it is missing in lr of {json}."),
         ({**RECORD, "lr": 1e-4}, ConfigError, "must be an object of keys and values; got 0.0001 in lr of {json}."),
@@ -224,6 +226,71 @@ def test_named_curves_of_a_directory_are_read_alone(tmp_path: Path) -> None:
     assert list(read_curve_directory(tmp_path, ["a"])) == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["pilot-1"], ["base", "pilot-1", "root"]),  # its parent and its parent's parent come along
+        (["base"], ["base", "root"]),
+        (["pilot-*"], ["base", "pilot-1", "pilot-2", "root"]),
+        (["*-[2]", "alone"], ["alone", "base", "pilot-2", "root"]),
+        (["alone", "al*", "alone"], ["alone"]),
+        (["x[1]"], ["x[1]"]),  # a name that is there is no pattern
+        (["*"], ["alone", "base", "pilot-1", "pilot-2", "root", "x[1]"]),
+        (None, ["alone", "base", "pilot-1", "pilot-2", "root", "x[1]"]),
+    ],
+)
+def test_names_and_patterns_bring_their_parents(tmp_path: Path, names: list[str] | None, expected: list[str]) -> None:
+    write(tmp_path, "root", record={**RECORD, "phase": "pretrain"})
+    write(tmp_path, "base", record={**RECORD, "phase": "pretrain", "parent": "root"})
+    for name in ("pilot-1", "pilot-2"):
+        write(tmp_path, name, record={**RECORD, "parent": "base"})
+    write(tmp_path, "alone")
+    write(tmp_path, "x[1]")
+    assert list(read_curve_directory(tmp_path, names)) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["pilot1"], "got 'pilot1' for {dir}. hint: did you mean 'pilot-1'?"),
+        (["a", "nothing-*"], "got 'nothing-*' for {dir}. hint: curves there: a, pilot-1"),
+        (["PILOT-*"], "got 'PILOT-*' for {dir}."),
+        ([""], "got '' for {dir}."),
+        ([], "names must hold at least one curve; got none for {dir}."),
+    ],
+)
+def test_name_or_pattern_that_matches_nothing(tmp_path: Path, names: list[str], expected: str) -> None:
+    write(tmp_path, "a")
+    write(tmp_path, "pilot-1")
+    with pytest.raises(CurveError) as caught:
+        read_curve_directory(tmp_path, names)
+    assert expected.format(dir=tmp_path) in str(caught.value)
+
+
+def test_names_that_differ_only_in_case(tmp_path: Path) -> None:
+    write(tmp_path, "Pilot")
+    if (tmp_path / "pilot.csv").exists():
+        pytest.skip("this file system takes them for one file")
+    write(tmp_path, "pilot")
+    assert f"names must differ in more than case; got Pilot and pilot in {tmp_path}." in directory_refusal(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["csv", "json"])
+def test_half_of_a_pair_in_a_directory_is_named(tmp_path: Path, missing: str) -> None:
+    write(tmp_path, "a")
+    write(tmp_path, "b")
+    (tmp_path / f"a.{missing}").unlink()
+    other = "csv" if missing == "json" else "json"
+    found = directory_refusal(tmp_path)
+    assert f"got no {tmp_path / 'a'}.{missing}. hint: add the file, or move a.{other} elsewhere" in found
+
+
+def test_hidden_files_are_no_curves(tmp_path: Path) -> None:
+    write(tmp_path, "a")
+    (tmp_path / "._a.csv").write_bytes(b"\x00\x05")  # what some systems leave beside a copied file
+    assert list(read_curve_directory(tmp_path)) == ["a"]
+
+
 @pytest.mark.parametrize("name", ["", "nowhere"])
 def test_directory_without_curves(tmp_path: Path, name: str) -> None:
     assert f"curve directory must hold <name>.csv files; got none in {tmp_path / name}." in directory_refusal(
@@ -260,6 +327,18 @@ def test_written_curve_is_read_back(tmp_path: Path) -> None:
     again = read_curve(tmp_path / "copy", "a")
     assert again.record == curve.record
     assert (tmp_path / "copy" / "a.csv").read_text() == TABLE
+
+
+@pytest.mark.parametrize(("steps", "beside"), [(100, False), (101, True)])
+def test_long_table_of_rates_is_written_beside_the_curve(tmp_path: Path, steps: int, beside: bool) -> None:
+    rates = tuple(np.linspace(1e-4, 0, steps).tolist())
+    record = {**RECORD, "lr": {"kind": "table", "values": rates}}
+    curve = read_curve(write(tmp_path, record=record), "a")
+    write_curve(tmp_path / "copy", curve)
+    assert (tmp_path / "copy" / "a.lr.npy").exists() == beside
+    again = read_curve(tmp_path / "copy", "a")
+    assert again.record == curve.record
+    assert again.lr().tolist() == list(rates)
 
 
 def test_table_text_uses_the_shortest_digits() -> None:
