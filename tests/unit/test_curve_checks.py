@@ -214,6 +214,21 @@ def test_copied_files_are_named(directory: Directory) -> None:
     assert (warning.code, warning.curves) == ("duplicate", ("copy", "pilot-2"))
 
 
+def test_one_run_from_two_tools_is_named_but_not_two_seeds(directory: Directory) -> None:
+    losses = directory.read()["pilot-2"].losses
+    single = {name: loss.astype(np.float32).astype(np.float64) for name, loss in losses.items()}
+    directory.write("copy", single, lr=cosine(3e-4), replay_ratio=0.3)
+    assert directory.codes() == ["duplicate"]
+    directory.write("copy", {name: loss + 1e-4 for name, loss in losses.items()}, lr=cosine(3e-4), replay_ratio=0.3)
+    assert directory.codes() == []
+
+
+def test_runs_that_only_share_their_start_are_no_copies(directory: Directory) -> None:
+    for name in ("one", "two"):
+        directory.write(name, {set_name: loss[:2] for set_name, loss in LOSSES.items()}, steps=np.array([0, 1]))
+    assert directory.codes() == []
+
+
 @pytest.mark.parametrize("row", [4, 9])
 def test_loss_that_jumps_and_stays_up_is_named(directory: Directory, row: int) -> None:
     directory.write("pilot-1", changed("domain", slice(row, None), 7.0))
