@@ -9,25 +9,21 @@ areas count steps at a reference rate eta = the peak rate of the set, with T = 1
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cptplan.config import parse_yaml
 from cptplan.contract import Contract
 from cptplan.curves import CurveRecord
 from cptplan.errors import ConfigError, suggest
+from cptplan.known_law import KnownLaw
 from cptplan.laws.cpt import CptForm, CptLaw, Side
-from cptplan.laws.history import RunHistory
 from cptplan.schedule import WsdSchedule
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 Positive = Annotated[float, Field(gt=0)]
 ReplayForm = Literal["exponential", "logarithmic"]
 
@@ -187,41 +183,6 @@ class PublishedSet(Contract):
             seq_len=self.pretrain.seq_len,
             num_params=self.num_params,
         )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KnownLaw:
-    """A CPT law with its parameters: what a simulation takes for the truth."""
-
-    law: CptLaw
-    values: FloatArray
-    """Nonlinear parameters in the order of law.parameters, shape (parameters,)."""
-    coefficients: FloatArray
-    """Linear parameters in the order of law.terms, shape (terms,)."""
-    replay_ratio: float | None = None
-    """The only replay ratio that the law holds for; None for any."""
-
-    def mean(self, history: RunHistory, steps: IntArray) -> FloatArray:
-        """Loss after each of the steps, nats per token, shape (points,).
-
-        Raises:    ConfigError if the run has another replay ratio than the law, or a pre-training that the law needs is
-                   unknown.
-        """
-        if history.phase == "cpt":
-            self._check(history)
-        return np.asarray(self.law.columns(self.values, history, steps) @ self.coefficients)
-
-    def _check(self, history: RunHistory) -> None:
-        other = history.replay_ratio[history.replay_ratio != self.replay_ratio]
-        if self.replay_ratio is not None and len(other):
-            raise ConfigError(
-                f"replay_ratio must be {self.replay_ratio:g}, the ratio that this law was fitted at; got {other[0]:g}.",
-                hint="choose a law that holds for any ratio, such as knowledge-pile",
-            )
-        if not history.pretrain_known and not self.law.form.open_start:
-            raise ConfigError(
-                "pre-training must be known to this law; got a run without a parent.", hint="name its parent"
-            )
 
 
 class _PublishedFile(Contract):
