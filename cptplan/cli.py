@@ -175,24 +175,42 @@ def pilot(
 def fit(
     directory: Annotated[Path | None, typer.Argument(help="Curve directory; default: the campaign's own.")] = None,
     out: Out = DEFAULT_OUT,
-    train: Annotated[str | None, typer.Option("--train", help="Curves to fit to, by name, comma-separated.")] = None,
+    law: Annotated[str, typer.Option("--law", help="auto, or a name that cptplan laws lists.")] = "auto",
+    train: Annotated[str | None, typer.Option("--train", help="Curves to fit to: names or patterns, a,b-*.")] = None,
+    test: Annotated[
+        str | None, typer.Option("--test", help="Curves to predict and compare; left out of the fit.")
+    ] = None,
     allow_poor_fit: Annotated[
         bool, typer.Option("--allow-poor-fit", help="Go on with a fit that is too poor.")
     ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the search and the draws.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the law of every validation set to the curves."""
-    from cptplan import decide, tables
+    """Fit the law of every validation set to the curves; with --test, score it on curves that it has not seen."""
+    import time
+
+    from cptplan import decide, scoring, tables
     from cptplan.workspace import Workspace
 
     screen = Screen(as_json=as_json)
-    workspace = Workspace(root=out)
+    workspace, curves_dir = Workspace(root=out), directory or Workspace(root=out).curves
+    names = decide.train_names(curves_dir, train, test)
+    begun = time.perf_counter()
     with screen.stage("fit") as note:
-        fit_dir = decide.fit(directory or workspace.curves, workspace.fits, train.split(",") if train else None, note)
+        fit_dir = decide.fit(curves_dir, workspace.fits, names, note, seed=seed, law=law)
+    seconds = time.perf_counter() - begun
     screen.table("Laws", tables.FIT_COLUMNS, tables.fit_rows(fit_dir))
-    screen.result(decide.fit_summary(fit_dir))
+    for line in tables.verdict_lines(fit_dir):
+        screen.say(f"note: {line}")
+    scores = scoring.score_fit(fit_dir, curves_dir, test.split(",")) if test else {}
+    if scores:
+        screen.table("Curves that the fit has not seen", tables.SCORE_COLUMNS, tables.score_rows(scores))
+    screen.result(decide.fit_summary(fit_dir, law=law, seconds=seconds, test=scores))
     decide.check_fit(fit_dir, allow_poor=allow_poor_fit)
-    screen.next_command(f"cptplan optimize --weights general=0.4 -o {out}")
+    if directory is None:
+        screen.next_command(f"cptplan optimize --weights general=0.4 -o {out}")
+    else:
+        screen.next_command(f"cptplan predict --fit {fit_dir} --curves {directory}")
 
 
 @app.command()

@@ -216,11 +216,8 @@ def read_curve_directory(directory: Path, names: Iterable[str] | None = None) ->
     Raises:    CurveError if there is none, a name matches nothing, two names differ only in case, or a parent is
                missing or too short; else as read_curve.
     """
-    there = sorted({p.stem for s in ("csv", "json") for p in directory.glob(f"*.{s}") if not p.name.startswith(".")})
-    if not there:
-        raise CurveError(f"curve directory must hold <name>.csv files; got none in {directory}.", hint="check the path")
-    _check_case(there, directory)
-    waiting = there if names is None else _select(there, names, directory)
+    there = curve_names(directory)
+    waiting = there if names is None else select_names(directory, names)
     curves: dict[str, LossCurve] = {}
     while waiting:
         curve = read_curve(directory, waiting[0])
@@ -238,8 +235,24 @@ def read_curve_directory(directory: Path, names: Iterable[str] | None = None) ->
     return dict(sorted(curves.items()))
 
 
-def _select(there: Sequence[str], names: Iterable[str], directory: Path) -> list[str]:
-    """The names that are asked for, by name or pattern, each once."""
+def curve_names(directory: Path) -> list[str]:
+    """The names of all curves of a directory, sorted.
+
+    Raises:    CurveError if there is none, or two names differ only in case.
+    """
+    there = sorted({p.stem for s in ("csv", "json") for p in directory.glob(f"*.{s}") if not p.name.startswith(".")})
+    if not there:
+        raise CurveError(f"curve directory must hold <name>.csv files; got none in {directory}.", hint="check the path")
+    _check_case(there, directory)
+    return there
+
+
+def select_names(directory: Path, names: Iterable[str]) -> list[str]:
+    """The curves of a directory that are asked for, by name or pattern such as pilot-*, each once.
+
+    Raises:    CurveError if a name matches nothing.
+    """
+    there = curve_names(directory)
     chosen: list[str] = []
     for name in names:
         matches = [name] if name in there else [found for found in there if fnmatchcase(found, name)]

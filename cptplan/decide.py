@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cptplan.config import Project, Start, parse_weights
-from cptplan.curves import LossCurve, read_curve_directory
+from cptplan.curves import LossCurve, curve_names, read_curve_directory, select_names
 from cptplan.design import pilot_specs
 from cptplan.errors import ConfigError, CurveError, PoorFitError
 from cptplan.files import hash_file, hash_json, read_json, write_json
-from cptplan.fit.fitted import FittedLaw
-from cptplan.fit.select import select_law
-from cptplan.fit.store import read_fit, write_fit
+from cptplan.fitting.fitted import FittedLaw
+from cptplan.fitting.select import select_law
+from cptplan.fitting.store import read_fit, write_fit
 from cptplan.forecast import Forecaster, StartState
 from cptplan.laws.cpt import Side
 from cptplan.laws.history import history_of
@@ -29,44 +31,57 @@ POOR_FIT = 0.1  # assumed: a law that misses unseen pilots by a tenth cannot ran
 
 
 def fit(
-    curves_dir: Path, fits_dir: Path, names: Sequence[str] | None = None, note: Note = quiet, seed: int = 0
+    curves_dir: Path,
+    fits_dir: Path,
+    names: Sequence[str] | None = None,
+    note: Note = quiet,
+    seed: int = 0,
+    law: str = "auto",
 ) -> Path:
     """Fit the law of every validation set to the curves of a directory.
 
-    Args:      names: curves to fit to, with their parents; all when None.
-    Returns:   the directory of the fit, named by the hash of the curves.
+    Args:      names: curves to fit to, by name or pattern, with their parents; all when None. law: see select_law.
+    Returns:   the directory of the fit, named by the hash of the curves and the law.
     Raises:    CurveError if the curves break the contract or are too few.
     """
     curves = read_curve_directory(curves_dir, names)
-    pilots = [curve for curve in curves.values() if curve.record.phase == "cpt"]
-    check_same_batch(pilots, curves_dir)
+    pilots = [curve for curve in curves.values() if curve.record.phase == "cpt"] or list(curves.values())
     sets = list(dict.fromkeys(name for curve in pilots for name in curve.losses))
-    digests = {
-        f"{name}.{suffix}": hash_file(curves_dir / f"{name}.{suffix}") for name in curves for suffix in ("csv", "json")
-    }
-    curves_hash = hash_json({"curves": digests, "seed": seed})
+    files = [path for name in curves for path in _files_of(curves_dir, name)]
+    curves_hash = hash_json({"curves": {path.name: hash_file(path) for path in files}, "seed": seed, "law": law})
     directory = fits_dir / curves_hash
     if not (directory / "law.json").exists():
         directory.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is found before the work
         selections = {}
         for number, name in enumerate(sets):
             note(number, len(sets), f"loss_{name}")
-            side: Side = "general" if name == "general" else "domain"
-            selections[name] = select_law(curves, name, side, seed=seed, where=str(curves_dir))
+            side = side_of(name, curves)
+            selections[name] = select_law(curves, name, side, law=law, seed=seed, where=str(curves_dir))
         write_fit(directory, curves_hash, selections)
         note(len(sets), len(sets), "")
     write_json(fits_dir / "latest.json", {"schema_version": 1, "hash": curves_hash})
     return directory
 
 
-def check_same_batch(curves: Sequence[LossCurve], where: Path) -> None:
-    """Raise CurveError unless all curves have one batch size: the laws count time in steps of one batch."""
-    sizes = {curve.record.batch_tokens for curve in curves if curve.record.batch_tokens is not None}
-    if len(sizes) > 1:
-        raise CurveError(
-            f"curves must have one batch_tokens; got {sorted(sizes)} in {where}.",
-            hint="fit the batch sizes apart, with --train",
-        )
+def _files_of(directory: Path, name: str) -> list[Path]:
+    """The files of a curve: table, record, and the rates of every step where they stand beside."""
+    found = [directory / f"{name}.csv", directory / f"{name}.json", directory / f"{name}.lr.npy"]
+    return [path for path in found if path.exists()]
+
+
+def side_of(set_name: str, curves: Mapping[str, LossCurve]) -> Side:
+    """Whether CPT makes a validation set worse (general) or better (domain).
+
+    By its name when it is general or domain; else by what most CPT curves did to it from their first to their last point.
+    """
+    if set_name in ("general", "domain"):
+        return "general" if set_name == "general" else "domain"
+    changes = []
+    for curve in curves.values():
+        if curve.record.phase == "cpt" and set_name in curve.losses:
+            known = curve.losses[set_name][np.isfinite(curve.losses[set_name])]
+            changes.append(known[-1] > known[0])
+    return "general" if changes and 2 * sum(changes) > len(changes) else "domain"
 
 
 def forecaster(
@@ -147,9 +162,42 @@ def goal_weights(project: Project, text: str | None) -> dict[str, float]:
     return parse_weights(given, domains)
 
 
-def fit_summary(fit_dir: Path) -> dict[str, Any]:
-    """law.json and report.json of a fit."""
-    return {"fit": fit_dir.name, "law": read_json(fit_dir / "law.json"), "report": read_json(fit_dir / "report.json")}
+def train_names(curves_dir: Path, train: str | None, test: str | None) -> list[str] | None:
+    """The curves to fit to, from --train and --test; None for all. Without --train: all that are not tested.
+
+    Raises:    CurveError if a curve is in both, or nothing is left to fit to.
+    """
+    if test is None:
+        return train.split(",") if train else None
+    tested = set(select_names(curves_dir, test.split(",")))
+    fitted = select_names(curves_dir, train.split(",")) if train else curve_names(curves_dir)
+    both = sorted(tested.intersection(fitted))
+    if train and both:
+        raise CurveError(
+            f"--train and --test must not share a curve; got {', '.join(both)} in both.", hint="leave it out of one"
+        )
+    left = [name for name in fitted if name not in tested]
+    if not left:
+        raise CurveError(f"--test must leave curves to fit to; got all of {curves_dir}.", hint="name fewer curves")
+    return left
+
+
+def fit_summary(fit_dir: Path, *, law: str, seconds: float, test: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fit found, as JSON: law.json and report.json by validation set, and the scores on test curves.
+
+    Args:      law: what was asked for. seconds: of the fit with its draws; near 0 when it was there already.
+               test: scoring.score_fit's.
+    """
+    stored, report = read_json(fit_dir / "law.json"), read_json(fit_dir / "report.json")
+    return {
+        "fit": str(fit_dir),
+        "law": law,
+        "seconds": round(seconds, 4),
+        "sets": {
+            name: {**values, "candidates": report["sets"][name], **({"test": test[name]} if name in test else {})}
+            for name, values in stored["laws"].items()
+        },
+    }
 
 
 def check_fit(fit_dir: Path, *, allow_poor: bool) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cptplan.design import run_schedule
 from cptplan.errors import ConfigError, suggest
-from cptplan.fit.fitted import FittedLaw, Prediction
+from cptplan.fitting.fitted import FittedLaw, Prediction
 from cptplan.laws.history import RunHistory
 from cptplan.search import Knobs, Score
 

@@ -9,6 +9,7 @@ from typing import Any
 from cptplan.config import Project
 from cptplan.design import design_pilots
 from cptplan.files import read_json
+from cptplan.fitting.verdict import Verdict
 from cptplan.plan import Expected, Plan, PlannedRun
 from cptplan.report.data import OutcomeRow
 from cptplan.report.findings import quantity_label
@@ -16,7 +17,8 @@ from cptplan.report.findings import quantity_label
 Row = tuple[str, ...]
 
 PILOT_COLUMNS = ("pilot", "peak_lr", "replay", "decay", "start", "what it is for")
-FIT_COLUMNS = ("validation set", "form", "unseen pilots", "in sample", "kept")
+FIT_COLUMNS = ("validation set", "form", "unseen curves", "in sample", "kept")
+SCORE_COLUMNS = ("loss on curve", "mape", "rmse", "worst", "r2", "in 90 %", "end error")
 OUTCOME_COLUMNS = ("run", "at the end", "predicted", "90 % interval", "measured", "inside")
 CORPORA_COLUMNS = ("source", "train tokens", "validation tokens", "documents", "bytes per token")
 
@@ -63,6 +65,33 @@ def fit_rows(fit_dir: Path) -> list[Row]:
         )
         for name, forms in sets.items()
         for number, form in enumerate(forms)
+    ]
+
+
+def verdict_lines(fit_dir: Path) -> list[str]:
+    """What to know of a fit, set by set: why this law, and the verdict."""
+    laws = read_json(fit_dir / "law.json")["laws"]
+    return [
+        f"loss_{name}: {line}"
+        for name, law in laws.items()
+        for line in (f"{law['form']}: {law['reason']}", *Verdict.parse(law["verdict"], str(fit_dir)).lines())
+    ]
+
+
+def score_rows(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Row]:
+    """One row for each test curve and their mean first, by validation set."""
+    return [
+        (
+            f"{set_name}: mean" if curve == "mean" else f"  {curve}",
+            f"{row['mape']:.3%}",
+            f"{row['rmse']:.4f}",
+            f"{row['worst']:.2%}",
+            f"{row['r2']:.4f}",
+            f"{row['coverage90']:.0%}",
+            f"{row['end_error']:.3%}",
+        )
+        for set_name, curves in scores.items()
+        for curve, row in curves.items()
     ]
 
 

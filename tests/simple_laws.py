@@ -11,7 +11,7 @@ import numpy as np
 from command_line import PROJECT
 
 from cptplan.config import Project, read_project
-from cptplan.fit.fitted import Prediction
+from cptplan.fitting.fitted import Prediction
 from cptplan.forecast import Forecaster, StartState
 
 BASE_LOSSES = {"general": 3.0, "domain": 4.0}

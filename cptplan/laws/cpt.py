@@ -18,16 +18,16 @@ logarithm that also holds below 10 % replay. S2_pt goes on relaxing after the ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cptplan.areas import annealing_area, relaxed_area
+from cptplan.errors import CurveError
+from cptplan.laws.grid import Grid, clock_sums, forward_sums, grid_of, momentum_sums
 from cptplan.laws.history import RunHistory
-from cptplan.laws.protocol import Parameter, Term
+from cptplan.laws.protocol import Columns, LawBase, Parameter, Term
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -45,16 +45,26 @@ class CptForm:
     """p is estimated; else 1."""
     open_start: bool = False
     """Pre-training is unknown: its forward area S_pt is estimated (arXiv:2505.07796, section 6), not interpreted."""
+    repetition: bool = False
+    """Repeated domain tokens count less in the domain's clock (arXiv:2305.16264), and may harm."""
+    transient: bool = False
+    """General loss jumps in the first steps (cold optimiser moments, re-warm-up) and relaxes: a term of its own."""
+    sizes: bool = False
+    """Runs of several model sizes: annealing gains N^g, base F N^-g3 (arXiv:2505.07796, eq. 7)."""
 
     @property
     def name(self) -> str:
         """The form in a word: published, or what it has instead."""
         if self.amplitude == "exponential" and not self.clock and not self.free_power:
-            return "published"
-        parts = {"exponential": ["exp"], "logarithmic": ["log"], "none": []}[self.amplitude]
-        return (
-            "+".join([*parts, *(["clock"] if self.clock else []), *(["power"] if self.free_power else [])]) or "plain"
-        )
+            parts = ["published"]
+        else:
+            parts = {"exponential": ["exp"], "logarithmic": ["log"], "none": []}[self.amplitude]
+        parts += ["clock"] if self.clock else []
+        parts += ["power"] if self.free_power else []
+        parts += ["transient"] if self.transient else []
+        parts += ["repetition"] if self.repetition else []
+        parts += ["sizes"] if self.sizes else []
+        return "+".join(parts) or "plain"
 
 
 PUBLISHED = CptForm(amplitude="exponential", clock=False, free_power=False)
@@ -79,7 +89,8 @@ def _parameter(
 
 # Priors are weak and centred on the published fits where there are any: alpha 0.44 to 0.70, beta 0.07 to 0.9
 # (arXiv:2505.07796); p and gamma near 0.7 to 0.8 (measured on small campaigns); epsilon 6e-7 to 4e-5 from the tables of
-# arXiv:2403.08763 up to 1e-2 on small ones; forgetting_time a fortieth of the steps (reports/decisions/0002).
+# arXiv:2403.08763 up to 1e-2 on small ones; forgetting_time a fortieth of the steps (reports/decisions/0002);
+# T 1 / (1 - beta2) of Adam, 19 to 32 on four campaigns; R 15.39 (arXiv:2305.16264); g1, g2, g3 0.01 to 0.24 and 0.19 (arXiv:2505.07796, figure 15, N in millions).
 PARAMETERS = {
     parameter.name: parameter
     for parameter in (
@@ -92,11 +103,18 @@ PARAMETERS = {
         _parameter("gamma", "power of the domain share in the shift's clock", (0.0, 2.0), 0.7, 0.4, log_scale=False),
         _parameter("epsilon", "replay share that counts as none", (1e-6, 10.0), 1e-2, 3.0),
         _parameter("a", "curvature of the shift in the domain share", (0.05, 20.0), 3.0, 0.8),
+        _parameter("T", "steps in which the first jump of general loss relaxes", (3.0, 500.0), 20.0, 0.5),
+        _parameter("R", "passes after which a repeated token is worth 1/e", (0.3, 300.0), 15.39, 0.7),
+        _parameter(
+            "g1", "power of the size in the gain of pre-training's annealing", (0.0, 1.0), 0.2, 0.2, log_scale=False
+        ),
+        _parameter("g2", "power of the size in the gain of CPT's annealing", (0.0, 1.0), 0.2, 0.2, log_scale=False),
+        _parameter("g3", "exponent of the size in the base loss", (0.05, 1.0), 0.19, 0.3),
     )
 }
 
 
-class CptLaw:
+class CptLaw(LawBase):
     """The CPT law of one validation set. side says which way the shift goes and how replay weakens it."""
 
     reference = "arXiv:2505.07796, eq. 4 and 8 (corrected orientation)"
@@ -114,6 +132,8 @@ class CptLaw:
         self.reference_lr = reference_lr
         self.form = form or CptForm()
         self.name = self.form.name
+        self.jumps = self.form.transient and side == "general"
+        self.repeats = self.form.repetition and side == "domain"
         self.parameters: tuple[Parameter, ...] = self._parameters()
         self.terms: tuple[Term, ...] = (
             Term(name="L0", meaning="loss that no training removes, nats per token", sign=1),
@@ -124,6 +144,12 @@ class CptLaw:
                 name="B", meaning="size of the distribution shift, nats per token", sign=1 if side == "general" else -1
             ),
         )
+        if self.jumps:
+            self.terms += (Term(name="D", meaning="size of the first jump of general loss, nats", sign=1),)
+        if self.repeats:
+            self.terms += (Term(name="O", meaning="harm of passes over the same domain tokens, nats", sign=1),)
+        if self.form.sizes:
+            self.terms += (Term(name="F", meaning="size of the base loss that more parameters remove, nats", sign=1),)
 
     def _parameters(self) -> tuple[Parameter, ...]:
         """The nonlinear parameters that the form has."""
@@ -135,78 +161,111 @@ class CptLaw:
             names.append("epsilon")
         elif self.form.amplitude != "none":
             names.append("a")
+        names += ["T"] if self.jumps else []
+        names += ["R"] if self.repeats else []
+        names += ["g1", "g2", "g3"] if self.form.sizes else []
         centred = {**PARAMETERS, "forgetting_time": replace(PARAMETERS["forgetting_time"], start=self.memory_steps)}
         return tuple(centred[name] for name in names)
 
-    def columns(self, values: FloatArray, history: RunHistory, steps: IntArray) -> FloatArray:
-        """Columns 1, S^-alpha, -S2_pt, -S2_cpt, h(r)(1 - (1 + E X)^-beta); see protocol.Law.columns."""
-        by_name = dict(zip((p.name for p in self.parameters), values.tolist(), strict=True))
-        power = by_name.get("p", 1.0)
-        area = _areas(history, self.reference_lr, power)[steps]
+    def spec(self) -> dict[str, Any]:
+        """See protocol.Law."""
+        return {
+            "law": "cpt",
+            "side": self.side,
+            "reference_lr": self.reference_lr,
+            "memory_steps": self.memory_steps,
+            "form": asdict(self.form),
+        }
+
+    def evaluate(self, values: FloatArray, history: RunHistory, steps: IntArray) -> Columns:
+        """Columns 1, S^-alpha, -S2_pt, -S2_cpt, h(r)(1 - (1 + E X)^-beta) and their slopes; see protocol.Law."""
+        p, grid = self._named(values), grid_of(history, self.reference_lr)
+        power = p.get("p", 1.0)
+        area, area_by_power = (grid.at(steps, part) for part in forward_sums(grid, power))
         if history.phase == "cpt" and not history.pretrain_known:
-            area = area + by_name.get("S_pt", 0.0)
-        s2_pretrain, s2_cpt = _annealing(history, self.reference_lr, by_name["forgetting_time"])
-        clock, domain_share = self._clock(by_name.get("gamma", 0.0), power, history)
-        shift = -np.expm1(-by_name["beta"] * np.log1p(by_name["E"] * clock[steps]))
+            area = area + p.get("S_pt", 0.0)
+        inside = area > 1.0  # one step at the reference rate is where the power law begins
+        area = np.maximum(area, 1.0)
+        base = area ** -p["alpha"]
+        base_by_area = -p["alpha"] * base / area * inside
+        slopes = {
+            ("A", "alpha"): -base * np.log(area),
+            ("A", "p"): base_by_area * area_by_power,
+            ("A", "S_pt"): base_by_area * (history.phase == "cpt" and not history.pretrain_known),
+        }
+        momentum = momentum_sums(grid, p["forgetting_time"])
+        before, before_slope = grid.at(steps, momentum.before), grid.at(steps, momentum.before_slope)
+        own, own_slope = grid.at(steps, momentum.own), grid.at(steps, momentum.own_slope)
         if history.phase == "pretrain":
-            shift = np.zeros_like(shift)
-        base = np.maximum(area, 1.0) ** -by_name["alpha"]
-        amplitude = self._amplitude(by_name, domain_share[steps])
-        return np.column_stack([np.ones_like(base), base, -s2_pretrain[steps], -s2_cpt[steps], amplitude * shift])
+            before, own = before + own, np.zeros_like(own)
+            before_slope, own_slope = before_slope + own_slope, np.zeros_like(own)
+        size, log_size = self._size(history)
+        scale = {"C1": size ** p.get("g1", 0.0), "C2": size ** p.get("g2", 0.0)}
+        for name, column, slope in (("C1", before, before_slope), ("C2", own, own_slope)):
+            slopes[name, "forgetting_time"] = -slope * scale[name] / p["forgetting_time"]
+            slopes[name, name.replace("C", "g")] = -column * scale[name] * log_size
+        shift, harm = np.zeros(len(steps)), np.zeros(len(steps))
+        if history.phase == "cpt":
+            shift, shift_slopes = self._shift(p, grid, steps)
+            slopes.update({("B", name): slope for name, slope in shift_slopes.items()})
+            harm = np.log1p(grid.at(steps, grid.extra_passes))
+        columns = [np.ones(len(steps)), base, -before * scale["C1"], -own * scale["C2"], shift]
+        if self.jumps:
+            jump = self._jump(p["T"], grid, steps) if history.phase == "cpt" else np.zeros(len(steps))
+            columns.append(jump)
+            slopes["D", "T"] = jump * steps / p["T"] ** 2
+        columns += [harm] if self.repeats else []
+        if self.form.sizes:
+            columns.append(np.full(len(steps), size ** -p["g3"]))
+            slopes["F", "g3"] = -log_size * columns[-1]
+        return self._columns(values, columns, slopes)
 
-    def _clock(self, gamma: float, power: float, history: RunHistory) -> tuple[FloatArray, FloatArray]:
-        """The shift's clock and the mean domain share so far, after 0, 1, .. steps, each of shape (steps + 1,)."""
-        pace, share = _pace(history, self.reference_lr, power), 1.0 - history.replay_ratio
-        slowed = pace * share**gamma if gamma else pace
-        clock = np.concatenate([[0.0], np.cumsum(slowed)])
-        weight = pace + 1e-12  # a mean over steps of rate 0 is the plain mean
-        mean_share = np.cumsum(weight * share) / np.cumsum(weight)
-        return clock, np.concatenate([mean_share[:1], np.clip(mean_share, 0.0, 1.0)])
+    @staticmethod
+    def _jump(time: float, grid: Grid, steps: IntArray) -> FloatArray:
+        """The transient: sqrt(rate) s e^(-t / T), of the rate of the last step and the domain share s so far."""
+        rate = grid.at(steps, np.concatenate([[0.0], grid.own.lr]))
+        return np.asarray(np.sqrt(rate) * grid.at(steps, grid.mean_share) * np.exp(-steps / time))
 
-    def _amplitude(self, by_name: dict[str, float], share: FloatArray) -> FloatArray:
-        """What is left of the shift at a domain share in [0, 1]: 0 at share 0, 1 at share 1."""
+    def _size(self, history: RunHistory) -> tuple[float, float]:
+        """Model size in millions of parameters and its logarithm; 1 and 0 when the form does not ask for it."""
+        if not self.form.sizes:
+            return 1.0, 0.0
+        if history.num_params is None:
+            raise CurveError(
+                "num_params must be known for a law of several sizes; got none.", hint="add it to the .json"
+            )
+        return history.num_params / 1e6, float(np.log(history.num_params / 1e6))
+
+    def _shift(self, p: dict[str, float], grid: Grid, steps: IntArray) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """h(r)(1 - (1 + E X)^-beta) and its derivatives by parameter, each of shape (points,)."""
+        sums = clock_sums(grid, p.get("p", 1.0), p.get("gamma", 0.0), p["R"] if self.repeats else None)
+        clock, by_power, by_gamma, by_passes = (grid.at(steps, part) for part in sums)
+        growth, beta, pace = np.log1p(p["E"] * clock), p["beta"], p["E"]
+        left = np.exp(-beta * growth)
+        amplitude, amplitude_slope = self._amplitude(p, grid.at(steps, grid.mean_share))
+        by_clock = amplitude * beta * left * pace / (1.0 + pace * clock)
+        slopes = {
+            "E": amplitude * beta * left * clock / (1.0 + pace * clock),
+            "beta": amplitude * growth * left,
+            "p": by_clock * by_power,
+            "gamma": by_clock * by_gamma,
+            "R": by_clock * by_passes,
+        }
+        slopes.update({name: slope * (1.0 - left) for name, slope in amplitude_slope.items()})
+        return amplitude * (1.0 - left), slopes
+
+    def _amplitude(self, p: dict[str, float], share: FloatArray) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """What is left of the shift at a domain share in [0, 1] (0 at share 0, 1 at share 1), and its derivative."""
         if self.form.amplitude == "none":
-            return np.ones_like(share)
+            return np.ones_like(share), {}
         if self.form.amplitude == "logarithmic" and self.side == "general":
-            # laws.md 7.2's form: ln((1 + e) / (r + e)) / ln((1 + e) / e), r = 1 - share
-            epsilon = by_name["epsilon"]
-            return np.asarray(np.log1p(share / (1.0 - share + epsilon)) / np.log1p(1.0 / epsilon))
-        a = by_name["a"]
-        if self.side == "general":
-            return np.asarray(np.expm1(a * share) / np.expm1(a))
-        return np.asarray(np.expm1(-a * share) / np.expm1(-a))
-
-
-# The same areas are asked for again and again while one parameter after another is varied; a RunHistory is one by
-# identity, so the caches cannot mix runs up.
-
-
-@lru_cache(maxsize=256)
-def _pace(history: RunHistory, reference_lr: float, power: float) -> FloatArray:
-    """(lr / reference_lr)^p of every step of the phase, shape (steps,)."""
-    return np.asarray((history.lr / reference_lr) ** power, dtype=np.float64)
-
-
-@lru_cache(maxsize=256)
-def _areas(history: RunHistory, reference_lr: float, power: float) -> FloatArray:
-    """Forward area of pre-training and this phase after 0, 1, .. steps, in reference steps, shape (steps + 1,)."""
-    before = float(np.sum((history.pretrain_lr / reference_lr) ** power))
-    return before + np.concatenate([[0.0], np.cumsum(_pace(history, reference_lr, power))])
-
-
-@lru_cache(maxsize=256)
-def _annealing(history: RunHistory, reference_lr: float, time: float) -> tuple[FloatArray, FloatArray]:
-    """S2 of pre-training and of CPT after 0, 1, .. steps, in units of reference rate * time, each (steps + 1,)."""
-    decay, scale = 1.0 - 1.0 / time, reference_lr * time
-    count = np.arange(len(history.lr) + 1, dtype=np.float64)
-    nothing = np.zeros_like(count)
-    if not len(history.pretrain_lr):
-        first = int(np.argmax(history.lr)) + 1 if history.phase == "pretrain" else 0
-        previous = None if history.phase == "pretrain" else history.previous_lr
-        own = annealing_area(history.lr, decay=decay, previous_lr=previous, first_step=first).area / scale
-        return (own, nothing) if history.phase == "pretrain" else (nothing, own)
-    warmed = int(np.argmax(history.pretrain_lr)) + 1
-    pretrain = annealing_area(history.pretrain_lr, decay=decay, first_step=warmed)
-    relaxing = relaxed_area(pretrain, count, decay) / scale
-    own = annealing_area(history.lr, decay=decay, previous_lr=history.previous_lr).area / scale
-    return (relaxing + own, nothing) if history.phase == "pretrain" else (relaxing, own)
+            # small-replay form: ln((1 + e) / (r + e)) / ln((1 + e) / e), r = 1 - share
+            e, rest = p["epsilon"], 1.0 - share + p["epsilon"]
+            above, whole = np.log1p(share / rest), np.log1p(1.0 / e)
+            slope = (1.0 / (1.0 + e) - 1.0 / rest) / whole + above / whole**2 / (e * (1.0 + e))
+            return above / whole, {"epsilon": slope}
+        # general: (e^{a s} - 1) / (e^a - 1); domain: the same with -a
+        a = p["a"] if self.side == "general" else -p["a"]
+        above, whole = np.expm1(a * share), np.expm1(a)
+        slope = share * np.exp(a * share) / whole - above * np.exp(a) / whole**2
+        return above / whole, {"a": slope if self.side == "general" else -slope}

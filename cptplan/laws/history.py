@@ -31,6 +31,10 @@ class RunHistory:
     """Rates of this phase, shape (steps,)."""
     replay_ratio: FloatArray
     """General share of the tokens of this phase's steps, in [0, 1], shape (steps,)."""
+    domain_passes: FloatArray | None = None
+    """Domain tokens read before each step over the unique ones, shape (steps,); None: every token is fresh."""
+    num_params: float | None = None
+    """Non-embedding parameters of the model; None when not known."""
 
     @property
     def previous_lr(self) -> float:
@@ -59,7 +63,12 @@ def history_of(curve: LossCurve, curves: Mapping[str, LossCurve]) -> RunHistory:
     lr, replay = curve.lr(), curve.replay_ratios()
     if curve.record.phase == "pretrain" and curve.record.parent is None:
         return RunHistory(
-            phase="pretrain", pretrain_lr=np.zeros(0), pretrain_known=True, lr=lr, replay_ratio=np.ones_like(replay)
+            phase="pretrain",
+            pretrain_lr=np.zeros(0),
+            pretrain_known=True,
+            lr=lr,
+            replay_ratio=np.ones_like(replay),
+            num_params=_size(curve),
         )
     chunks: list[FloatArray] = []
     seen, current = {curve.name}, curve
@@ -81,7 +90,23 @@ def history_of(curve: LossCurve, curves: Mapping[str, LossCurve]) -> RunHistory:
         pretrain_known=bool(chunks),
         lr=lr,
         replay_ratio=replay if curve.record.phase == "cpt" else np.ones_like(replay),
+        domain_passes=_domain_passes(curve, replay) if curve.record.phase == "cpt" else None,
+        num_params=_size(curve),
     )
+
+
+def _size(curve: LossCurve) -> float | None:
+    return float(curve.record.num_params) if curve.record.num_params else None
+
+
+def _domain_passes(curve: LossCurve, replay: FloatArray) -> FloatArray | None:
+    """Passes over the unique domain tokens before each step, or None where the record does not tell."""
+    record = curve.record
+    unique = sum(count for name, count in (record.unique_tokens or {}).items() if name != "general")
+    if not unique or record.batch_tokens is None:
+        return None
+    tokens = (1.0 - replay) * record.batch_tokens
+    return (np.cumsum(tokens) - tokens) / unique
 
 
 def observations(curves: Mapping[str, LossCurve], set_name: str, *, skip_steps: int = 0) -> tuple[Observations, ...]:
@@ -92,6 +117,8 @@ def observations(curves: Mapping[str, LossCurve], set_name: str, *, skip_steps: 
     Raises:    CurveError if no curve has the set.
     """
     found: list[Observations] = []
+    # a CPT law is about ends: it leaves out what a law of pre-training alone is also asked for
+    margin = 2 if any(curve.record.phase == "cpt" for curve in curves.values()) else 1
     for curve in curves.values():
         if set_name not in curve.losses:
             continue
@@ -99,7 +126,7 @@ def observations(curves: Mapping[str, LossCurve], set_name: str, *, skip_steps: 
         loss = curve.losses[set_name]
         keep = np.isfinite(loss)
         if history.phase == "pretrain" and not len(history.pretrain_lr):
-            keep &= curve.steps >= 2 * int(np.argmax(history.lr)) + 2  # inside the warm-up the laws do not hold
+            keep &= curve.steps > margin * (int(np.argmax(history.lr)) + 1)  # inside the warm-up the laws do not hold
         elif history.phase == "cpt":
             keep &= (curve.steps == 0) | (curve.steps >= skip_steps)
         if keep.any():

@@ -14,8 +14,8 @@ from cptplan.config import Project
 from cptplan.cost import training_flops
 from cptplan.curves import LossCurve, read_curve, read_curve_directory
 from cptplan.files import read_json
-from cptplan.fit.fitted import FittedLaw
-from cptplan.fit.store import read_fit
+from cptplan.fitting.fitted import FittedLaw
+from cptplan.fitting.store import read_fit
 from cptplan.forecast import Forecaster
 from cptplan.laws.history import RunHistory, history_of
 from cptplan.model_shape import read_model_shape

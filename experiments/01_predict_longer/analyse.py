@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 
 from cptplan.curves import LossCurve, read_curve_directory
 from cptplan.files import write_json, write_text
-from cptplan.fit.fitted import FittedLaw
-from cptplan.fit.select import FORMS, select_law, settled_step
-from cptplan.fit.separable import predict, solve
+from cptplan.fitting.fitted import FittedLaw
+from cptplan.fitting.select import FORMS, select_law, settled_step
+from cptplan.fitting.separable import predict, solve
 from cptplan.laws.cpt import PUBLISHED, CptForm, CptLaw, memory_prior
 from cptplan.laws.history import history_of, observations
 

@@ -21,7 +21,7 @@ from cptplan.config import read_project
 from cptplan.cost import training_flops
 from cptplan.curves import read_curve, read_curve_directory
 from cptplan.files import read_json
-from cptplan.fit.store import read_fit
+from cptplan.fitting.store import read_fit
 from cptplan.launch import TARGETS
 from cptplan.model_shape import read_model_shape
 from cptplan.plan import read_plan

@@ -10,10 +10,10 @@ import pytest
 
 from cptplan.curves import CurveRecord, LossCurve
 from cptplan.errors import ConfigError, CurveError
-from cptplan.fit.fitted import HeldOut, draw, held_out_errors
-from cptplan.fit.select import Selection, select_law, settled_step
-from cptplan.fit.separable import predict, solve
-from cptplan.fit.store import read_fit, write_fit
+from cptplan.fitting.fitted import HeldOut, draw, held_out_errors
+from cptplan.fitting.select import Selection, select_law, settled_step
+from cptplan.fitting.separable import predict, solve
+from cptplan.fitting.store import read_fit, write_fit
 from cptplan.laws.cpt import CptForm, CptLaw
 from cptplan.laws.history import history_of, observations
 from cptplan.mixture import ConstantMixture

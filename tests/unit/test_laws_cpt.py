@@ -46,7 +46,7 @@ def slow_loss(law: CptLaw, p: dict[str, float], c: np.ndarray, run: RunHistory, 
     for i in range(t):
         pace, share = rates[n + i] ** power, 1 - run.replay_ratio[i]
         clock += pace * share ** p.get("gamma", 0.0)
-        weight, shared = weight + pace, shared + pace * share
+        weight, shared = weight + rates[n + i], shared + rates[n + i] * share
     share = shared / weight if weight else 1 - run.replay_ratio[0]
     amplitude = 1.0
     if "epsilon" in p:

@@ -12,33 +12,34 @@ import numpy as np
 from cptplan.contract import Contract
 from cptplan.errors import ConfigError
 from cptplan.files import read_json, write_bytes, write_json
-from cptplan.fit.fitted import FittedLaw, HeldOut
-from cptplan.fit.select import Selection
-from cptplan.fit.separable import Solution
-from cptplan.laws.cpt import CptForm, CptLaw
+from cptplan.fitting.fitted import FittedLaw, HeldOut
+from cptplan.fitting.select import Selection
+from cptplan.fitting.separable import Solution
+from cptplan.fitting.support import Support
+from cptplan.fitting.verdict import Verdict
+from cptplan.laws.registry import law_from_spec
 
 
 class StoredLaw(Contract):
     """One validation set's law as JSON."""
 
-    side: Literal["general", "domain"]
-    reference_lr: float
-    amplitude: Literal["exponential", "logarithmic", "none"]
-    clock: bool
-    free_power: bool
-    open_start: bool
+    law: dict[str, Any]
+    """What registry.law_from_spec reads."""
+    form: str
     parameters: dict[str, float]
     coefficients: dict[str, float]
     scale: float
     objective: float
     converged: bool
-    held_out: tuple[tuple[str, float, float, float], ...]
-    """Curve, peak rate, late error and end error of each pilot when it was left out; errors are relative."""
+    held_out: tuple[tuple[str, float, float, float, float], ...]
+    """Curve, peak rate, late error, end error and late spread of each pilot when it was left out; relative."""
     in_sample_error: float
     transient_error: float
     settled_step: int
-    longest_area: float
-    longest_steps: int
+    support: Support
+    noise: float
+    verdict: Verdict
+    reason: str
 
 
 class StoredFit(Contract):
@@ -71,30 +72,29 @@ def write_fit(directory: Path, curves_hash: str, selections: Mapping[str, Select
             },
         },
     )
-    stored = StoredFit(curves_hash=curves_hash, laws={name: _store(s.fitted) for name, s in selections.items()})
+    stored = StoredFit(curves_hash=curves_hash, laws={name: _store(s) for name, s in selections.items()})
     write_json(directory / "law.json", stored.to_json())
 
 
-def _store(fitted: FittedLaw) -> StoredLaw:
+def _store(selection: Selection) -> StoredLaw:
+    fitted = selection.fitted
     law, best = fitted.law, fitted.best
     return StoredLaw(
-        side=law.side,
-        reference_lr=law.reference_lr,
-        amplitude=law.form.amplitude,
-        clock=law.form.clock,
-        free_power=law.form.free_power,
-        open_start=law.form.open_start,
+        law=law.spec(),
+        form=law.name,
         parameters={p.name: float(v) for p, v in zip(law.parameters, best.values, strict=True)},
         coefficients={t.name: float(v) for t, v in zip(law.terms, best.coefficients, strict=True)},
         scale=best.scale,
         objective=best.objective,
         converged=best.converged,
-        held_out=tuple((h.curve, h.peak_lr, h.late_error, h.end_error) for h in fitted.held_out),
+        held_out=tuple((h.curve, h.peak_lr, h.late_error, h.end_error, h.late_spread) for h in fitted.held_out),
         in_sample_error=fitted.in_sample_error,
         transient_error=fitted.transient_error,
         settled_step=fitted.settled_step,
-        longest_area=fitted.longest_area,
-        longest_steps=fitted.longest_steps,
+        support=fitted.support,
+        noise=fitted.noise,
+        verdict=selection.verdict,
+        reason=selection.reason,
     )
 
 
@@ -118,10 +118,7 @@ def read_fit(directory: Path) -> dict[str, FittedLaw]:
 
 
 def _load(name: str, stored: StoredLaw, values: Any, coefficients: Any) -> FittedLaw:
-    form = CptForm(
-        amplitude=stored.amplitude, clock=stored.clock, free_power=stored.free_power, open_start=stored.open_start
-    )
-    law = CptLaw(stored.side, stored.reference_lr, form)
+    law = law_from_spec(stored.law, f"law.json, set {name}")
 
     def solution(parameters: Any, linear: Any) -> Solution:
         return Solution(
@@ -140,12 +137,12 @@ def _load(name: str, stored: StoredLaw, values: Any, coefficients: Any) -> Fitte
         ),
         draws=tuple(solution(v, c) for v, c in zip(values, coefficients, strict=True)),
         held_out=tuple(
-            HeldOut(curve=curve, peak_lr=peak_lr, late_error=late, end_error=end)
-            for curve, peak_lr, late, end in stored.held_out
+            HeldOut(curve=curve, peak_lr=peak_lr, late_error=late, end_error=end, late_spread=spread)
+            for curve, peak_lr, late, end, spread in stored.held_out
         ),
         in_sample_error=stored.in_sample_error,
         transient_error=stored.transient_error,
         settled_step=stored.settled_step,
-        longest_area=stored.longest_area,
-        longest_steps=stored.longest_steps,
+        support=stored.support,
+        noise=stored.noise,
     )

@@ -1,7 +1,7 @@
 """Fit a law whose parameters are mostly linear: variable projection, sign constraints, robust weights, many starts.
 
 For given nonlinear parameters the coefficients are a non-negative least-squares problem, solved exactly; only the few
-nonlinear ones are searched (Golub & Pereyra 1973). Residuals are relative, (predicted - observed) / observed, which is
+nonlinear ones are searched (Golub & Pereyra 1973), with the analytic Jacobian of Kaufman (1975). Residuals are relative, (predicted - observed) / observed, which is
 the log residual to second order. Outliers are weighed down by Huber's rule in reweighting rounds.
 """
 
@@ -16,16 +16,16 @@ from scipy.optimize import least_squares, nnls
 from scipy.stats import qmc
 
 from cptplan.laws.history import Observations, RunHistory
-from cptplan.laws.protocol import Law
+from cptplan.laws.protocol import Columns, Law
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-NUM_STARTS = 12
+NUM_STARTS = 8
 NUM_POLISHED = 2
 REWEIGHTING_ROUNDS = 2
 ROUGH_SCALE = 0.01  # assumed: relative residuals of a first guess
-ROUGH_EVALUATIONS = 15
+ROUGH_EVALUATIONS = 10
 HUBER_KNEE = 1.345  # published: 95 % efficiency at the normal distribution (Huber 1981)
 HUBER_DELTA = 1e-3  # published: Huber delta on log residuals, arXiv:2203.15556 and the laws after it; the floor here
 POINTS_PER_CURVE = 8.0  # assumed: independent points that one curve is worth, however often it was logged
@@ -55,19 +55,19 @@ def solve(
     law: Law,
     data: Sequence[Observations],
     *,
-    curve_weights: FloatArray | None = None,
+    point_weights: Sequence[FloatArray] | None = None,
     start: Solution | None = None,
     num_starts: int = NUM_STARTS,
     seed: int = 0,
 ) -> Solution:
     """The best parameters of a law for the points of one validation set.
 
-    Args:      data: points of each curve. curve_weights: relative weight of each curve, (curves,); equal when None.
+    Args:      data: points of each curve. point_weights: of each curve's points, mean about 1; equal when None.
                start: a solution to begin (only) from, with its scale kept: for draws. num_starts: starts of the search,
                the prior's centre and a Sobol set around it. seed: of the Sobol set.
     Returns:   the solution with the smallest objective; converged False when no start met the solver's tolerance.
     """
-    problem = _Problem(law, data, curve_weights)
+    problem = _Problem(law, data, point_weights)
     if start is not None:
         return problem.refine(start)
     everywhere = np.ones_like(problem.observed)
@@ -77,6 +77,16 @@ def solve(
     ]
     best = sorted(rough, key=lambda s: s.objective)[:NUM_POLISHED]
     return min((problem.search(s.values) for s in best), key=lambda s: s.objective)
+
+
+def posterior_width(law: Law, data: Sequence[Observations], solution: Solution) -> FloatArray:
+    """Standard deviation of every nonlinear parameter's search coordinate, prior included, shape (parameters,).
+
+    From the curvature at the solution, with the linear parameters free; linear in the number of points.
+    """
+    problem = _Problem(law, data, None)
+    jacobian = problem.jacobian(problem.to_z(solution.values), solution.scale, problem.weight)
+    return np.asarray(np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian))))
 
 
 def _starts(law: Law, number: int, seed: int) -> list[FloatArray]:
@@ -91,38 +101,47 @@ def _starts(law: Law, number: int, seed: int) -> list[FloatArray]:
 class _Problem:
     """One law, one set of points, one weighting."""
 
-    def __init__(self, law: Law, data: Sequence[Observations], curve_weights: FloatArray | None) -> None:
+    def __init__(self, law: Law, data: Sequence[Observations], point_weights: Sequence[FloatArray] | None) -> None:
         self.law, self.data = law, data
         self.observed = np.concatenate([d.loss for d in data])
-        weights = np.ones(len(data)) if curve_weights is None else curve_weights
+        # whole curves count alike, however often they were logged
+        weights = [np.ones(len(d.loss)) for d in data] if point_weights is None else point_weights
         self.weight = np.concatenate(
-            [
-                np.full(len(d.loss), np.sqrt(w * POINTS_PER_CURVE / len(d.loss)))
-                for d, w in zip(data, weights, strict=True)
-            ]
+            [np.sqrt(w * POINTS_PER_CURVE / len(d.loss)) for d, w in zip(data, weights, strict=True)]
         )
         self.signs = np.array([term.sign for term in law.terms], dtype=np.float64)
         self.lower = np.array([p.to_z(max(p.low, 1e-12) if p.log_scale else p.low) for p in law.parameters])
         self.upper = np.array([p.to_z(p.high) for p in law.parameters])
         self.centre = np.array([p.to_z(p.start) for p in law.parameters])
         self.width = np.array([p.prior_sd for p in law.parameters])
+        self._at: tuple[FloatArray, Columns] | None = None
+
+    def evaluate(self, z: FloatArray) -> Columns:
+        """Columns and slopes divided by the observed loss."""
+        if self._at is None or not np.array_equal(self._at[0], z):
+            values = self.values(z)
+            parts = [self.law.evaluate(values, d.history, d.steps) for d in self.data]
+            columns = np.concatenate([part.values for part in parts]) / self.observed[:, None]
+            slopes = np.concatenate([part.slopes for part in parts]) / self.observed[:, None, None]
+            self._at = (z.copy(), Columns(values=columns, slopes=slopes))
+        return self._at[1]
 
     def matrix(self, z: FloatArray) -> FloatArray:
         """Columns divided by the observed loss, shape (points, terms)."""
-        values = self.values(z)
-        rows = np.concatenate([self.law.columns(values, d.history, d.steps) for d in self.data])
-        return np.asarray(rows / self.observed[:, None])
+        return self.evaluate(z).values
 
     def values(self, z: FloatArray) -> FloatArray:
         return np.array([p.to_value(float(v)) for p, v in zip(self.law.parameters, z, strict=True)])
 
     def coefficients(self, matrix: FloatArray, weight: FloatArray) -> FloatArray:
         """Constrained least squares for the linear parameters, shape (terms,)."""
-        signed = matrix * np.where(self.signs < 0, -1.0, 1.0) * weight[:, None]
-        size = np.linalg.norm(signed, axis=0)
+        flip = np.where(self.signs < 0, -1.0, 1.0)
+        weighted = matrix * flip * weight[:, None]
+        size = np.linalg.norm(weighted, axis=0)
         size[size == 0.0] = 1.0
-        found, _ = nnls(signed / size, weight)
-        return np.asarray(np.where(self.signs < 0, -1.0, 1.0) * found / size)
+        orthogonal, triangle = np.linalg.qr(weighted / size)
+        found, _ = nnls(triangle, orthogonal.T @ weight)
+        return np.asarray(flip * found / size)
 
     def search(self, values: FloatArray) -> Solution:
         """Full local search: robust weights and scale are set anew after each round."""
@@ -149,7 +168,14 @@ class _Problem:
 
         bounds = (self.lower, self.upper)
         found = least_squares(
-            residuals, z, bounds=bounds, x_scale=self.width, ftol=1e-5, xtol=1e-5, max_nfev=evaluations
+            residuals,
+            np.clip(z, self.lower, self.upper),
+            jac=lambda at: self.jacobian(at, scale, weight),
+            bounds=bounds,
+            x_scale=self.width,
+            ftol=1e-6,
+            xtol=1e-5,
+            max_nfev=evaluations,
         )
         matrix = self.matrix(found.x)
         coefficients = self.coefficients(matrix, weight)
@@ -160,6 +186,16 @@ class _Problem:
             objective=self._objective(found.x, matrix @ coefficients - 1.0, scale),
             converged=bool(found.status > 0),
         )
+
+    def jacobian(self, at: FloatArray, scale: float, weight: FloatArray) -> FloatArray:
+        """Kaufman's: what the slopes do outside the space of the columns in use, and the prior, (points + k, k)."""
+        columns = self.evaluate(at)
+        coefficients = self.coefficients(columns.values, weight)
+        turned = weight[:, None] * np.einsum("ptk,t->pk", columns.slopes, coefficients)
+        used = weight[:, None] * columns.values[:, coefficients != 0.0]
+        size = np.linalg.norm(used, axis=0)
+        basis = np.linalg.qr(used / np.where(size > 0, size, 1.0))[0]
+        return np.vstack([(turned - basis @ (basis.T @ turned)) / scale, np.diag(1.0 / self.width)])
 
     def relative(self, solution: Solution) -> FloatArray:
         """Relative residuals of a solution, shape (points,)."""
