@@ -103,11 +103,12 @@ def _points(curve: LossCurve, set_name: str) -> tuple[IntArray, FloatArray]:
 
 
 def jumps(curves: Sequence[LossCurve], set_names: Sequence[str]) -> Iterator[CurveWarning]:
-    """Loss that rises at once and never comes back, as when training breaks; out of step 0 it is the change of data."""
+    """Loss that rises at once and never comes back, as when training breaks; early in CPT it is the change of data."""
     for curve in curves:
         for name in _learnt_sets(curve, set_names):
             steps, loss = _points(curve, name)
-            for row in np.flatnonzero((np.diff(loss) > JUMP) & (steps[:-1] > 0)) + 1:
+            settled = steps[-1] / 4 if curve.record.phase == "cpt" else 0
+            for row in np.flatnonzero((np.diff(loss) > JUMP) & (steps[:-1] > settled)) + 1:
                 level = float(np.median(loss[max(row - 3, 0) : row]))  # one low outlier before does not make a jump
                 if row == len(loss) - 1 or loss[row:].min() <= level + JUMP:  # a lonely last point may be an outlier
                     continue
