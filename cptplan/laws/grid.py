@@ -19,11 +19,11 @@ from cptplan.laws.history import RunHistory
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-MAX_BLOCKS = 16384
+MAX_BLOCKS = 4096  # measured: losses of 40,000-step runs move by 1e-4 of themselves at most, 1e-6 in the median
 MAX_DROPS = 160  # measured: with 160 groups the gain of a cosine is within 2e-5 of the whole sum
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Blocks:
     """Steps in blocks: rates and widths, and the drops of the rate between blocks."""
 
@@ -34,10 +34,19 @@ class Blocks:
     unit: int
     """Width of all blocks but the first."""
 
-    @property
+    @cached_property
     def edges(self) -> FloatArray:
         """Finished steps at the block edges, shape (blocks + 1,)."""
         return np.concatenate([[0.0], np.cumsum(self.width)])
+
+    @cached_property
+    def drops(self) -> FloatArray:
+        """Fall of the rate at the start of each block of a pre-training, after its warm-up, shape (blocks,)."""
+        if not len(self.lr):
+            return np.zeros(0)
+        fall = -np.diff(self.lr, prepend=self.lr[0])
+        fall[: int(np.argmax(self.lr)) + 1] = 0.0
+        return np.asarray(fall)
 
 
 def cut(values: FloatArray, limit: int = MAX_BLOCKS) -> Blocks:
@@ -81,20 +90,7 @@ class Grid:
     @cached_property
     def drops(self) -> FloatArray:
         """Fall of the rate at the start of each block of the phase, shape (blocks,); a rise is negative."""
-        first = self.own.lr[0] if self.pretraining else self.previous
-        fall = -np.diff(self.own.lr, prepend=first)
-        if self.pretraining:
-            fall[: int(np.argmax(self.own.lr)) + 1] = 0.0
-        return np.asarray(fall)
-
-    @cached_property
-    def drops_before(self) -> FloatArray:
-        """The same for the blocks of pre-training, after its warm-up."""
-        if not len(self.before.lr):
-            return np.zeros(0)
-        fall = -np.diff(self.before.lr, prepend=self.before.lr[0])
-        fall[: int(np.argmax(self.before.lr)) + 1] = 0.0
-        return np.asarray(fall)
+        return self.own.drops if self.pretraining else -np.diff(self.own.lr, prepend=self.previous)
 
     @cached_property
     def mean_share(self) -> FloatArray:
@@ -120,7 +116,7 @@ def grid_of(history: RunHistory, reference_lr: float) -> Grid:
     """The blocks of a history; a RunHistory is one by identity, so the cache cannot mix runs up."""
     own = cut(history.lr / reference_lr)
     return Grid(
-        before=cut(history.pretrain_lr / reference_lr),
+        before=_shared((history.pretrain_lr / reference_lr).tobytes()),
         own=own,
         share=cut(1.0 - history.replay_ratio).lr,
         passes=np.zeros(len(own.lr))
@@ -131,18 +127,30 @@ def grid_of(history: RunHistory, reference_lr: float) -> Grid:
     )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
+def _shared(rates: bytes) -> Blocks:
+    """One Blocks for all runs that continue the same pre-training, so that its sums are made once."""
+    return cut(np.frombuffer(rates, dtype=np.float64))
+
+
+@lru_cache(maxsize=128)
 def forward_sums(grid: Grid, power: float) -> tuple[FloatArray, FloatArray]:
     """Sum of rate^power up to each block edge, pre-training included, and its derivative with respect to power."""
     own, slope = _powers(grid.own, power)
-    start, start_slope = (float(np.sum(part)) for part in _powers(grid.before, power))
+    start, start_slope = _total(grid.before, power)
     return (
         start + np.concatenate([[0.0], np.cumsum(own)]),
         start_slope + np.concatenate([[0.0], np.cumsum(slope)]),
     )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
+def _total(blocks: Blocks, power: float) -> tuple[float, float]:
+    pace, slope = _powers(blocks, power)
+    return float(np.sum(pace)), float(np.sum(slope))
+
+
+@lru_cache(maxsize=128)
 def clock_sums(
     grid: Grid, power: float, gamma: float, worth: float | None
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -182,7 +190,7 @@ class Momentum:
     own_slope: FloatArray
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def momentum_sums(grid: Grid, time: float) -> Momentum:
     """S2 (1 - lambda) of pre-training and of the phase, in reference rates, with 1 / (1 - lambda) = time.
 
@@ -191,12 +199,10 @@ def momentum_sums(grid: Grid, time: float) -> Momentum:
     """
     decay = 1.0 - 1.0 / time
     elapsed = grid.edges
-    left, left_slope, total = 0.0, 0.0, 0.0
-    if len(grid.drops_before):
-        unpaid, slope = _unpaid(grid.drops_before, decay, grid.before.unit)
-        left, left_slope, total = float(unpaid[-1]), float(slope[-1]), float(np.sum(grid.drops_before))
+    left, left_slope = _left(grid.before, decay)
+    total = float(np.sum(grid.before.drops))
     fading = decay**elapsed
-    own, own_slope = _unpaid(grid.drops, decay, grid.own.unit)
+    own, own_slope = _unpaid(grid.drops, decay, grid.own)
     per_log_time = 1.0 / time  # d lambda / d log time
     return Momentum(
         before=total - left * fading,
@@ -206,12 +212,23 @@ def momentum_sums(grid: Grid, time: float) -> Momentum:
     )
 
 
-def _unpaid(drops: FloatArray, decay: float, unit: int) -> tuple[FloatArray, FloatArray]:
-    """What of all falls so far has not paid yet after each block, and its derivative with respect to lambda."""
-    pole, half = decay**unit, 0.5 * (unit + 1)  # a fall inside a block lies in its middle; exact for unit 1
-    momentum = lfilter([1.0], [1.0, -pole], drops)
-    slope = lfilter([0.0, 1.0], [1.0, -pole], momentum) * unit * decay ** (unit - 1)
-    return decay**half * momentum, half * decay ** (half - 1.0) * momentum + decay**half * slope
+@lru_cache(maxsize=128)
+def _left(before: Blocks, decay: float) -> tuple[float, float]:
+    """What of the falls of pre-training has not paid at its end, and its derivative with respect to lambda."""
+    if not len(before.lr):
+        return 0.0, 0.0
+    unpaid, slope = _unpaid(before.drops, decay, before)
+    return float(unpaid[-1]), float(slope[-1])
+
+
+def _unpaid(drops: FloatArray, decay: float, blocks: Blocks) -> tuple[FloatArray, FloatArray]:
+    """What of all falls so far has not paid yet after each block, and its derivative with respect to lambda.
+
+    u_b = lambda^width_b (u_{b-1} + d_b): the means of two blocks put a fall where its share of them says, to first order.
+    """
+    pole = decay**blocks.unit
+    unpaid = lfilter([1.0], [1.0, -pole], decay**blocks.width * drops)
+    return unpaid, lfilter([1.0], [1.0, -pole], blocks.width * unpaid) / decay
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

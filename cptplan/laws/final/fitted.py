@@ -11,12 +11,13 @@ from scipy.stats import t as student_t
 
 from cptplan.laws.cpt import Side
 from cptplan.laws.final.protocol import SAME, VARIABLES, FinalLaw, FloatArray, Runs, make_runs
-from cptplan.laws.final.solve import Solution, predict, solve
+from cptplan.laws.final.solve import SMALLEST_SCALE, Solution, predict, solve
 
 NUM_DRAWS = 200
 LEVEL = 0.9
 UNDETERMINED = 0.2  # assumed: a parameter less than a fifth narrower than its prior is the prior's, not the table's
 FEWEST_INSIDE = 4  # assumed: fewer enclosed rows do not tell an error; then all rows count
+MUST_BEAT = 0.9  # assumed: errors within a tenth of the plain mean's are no better than it
 OUTLIER = 6.0  # assumed: residuals beyond so many scales are worth a look at the row
 
 
@@ -206,7 +207,7 @@ def _unidentified(law: FinalLaw, best: Solution, runs: Runs) -> tuple[str, ...]:
         if name not in law.variables and runs.levels(name) == 1
     ]
     zero = [t.name for t, c in zip(law.terms, best.coefficients, strict=True) if c == 0.0 and t.sign != 0]
-    words += [f"{name} is 0: the table shows no such term, and its exponents mean nothing" for name in zero]
+    words += [f"{name} is 0: the table shows no such term" for name in zero]
     for parameter, value, determined in zip(law.parameters, best.values, best.determined, strict=True):
         if determined < UNDETERMINED:
             words.append(f"{parameter.name} ({parameter.meaning}) is mostly its prior: the table hardly tells it")
@@ -220,7 +221,7 @@ def _with_warnings(fit: FinalFit, losses: FloatArray, names: Sequence[str]) -> F
     law, runs, words = fit.law, fit.runs, []
     if not fit.best.converged:
         words.append("the fit did not converge")
-    if fit.held_out_error >= fit.baseline_error:
+    if fit.held_out_error >= MUST_BEAT * fit.baseline_error:
         words.append(
             f"rows left out are missed by {fit.held_out_error:.1%}; the plain mean of the others misses them by "
             f"{fit.baseline_error:.1%}: do not use this fit"
@@ -234,7 +235,7 @@ def _with_warnings(fit: FinalFit, losses: FloatArray, names: Sequence[str]) -> F
     if "unique_tokens" not in law.variables and epochs > 1.0 + SAME:
         words.append(f"data is seen up to {epochs:.3g} times, and the law takes repeats for fresh tokens")
     for name in law.falling:
-        rising, pairs = _rising_pairs(runs, losses, name, 2.0 * fit.best.scale)
+        rising, pairs = _rising_pairs(runs, losses, name, 2.0 * SMALLEST_SCALE)
         if 2 * rising > pairs:
             words.append(
                 f"loss rises with {name} in {rising} of {pairs} like pairs of rows; this law only lets it fall"
