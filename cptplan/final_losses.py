@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,8 @@ def fit_final_losses(
             f"loss_{set_name} in {table.where}.",
             hint="add runs, or take a law with fewer parameters, such as cmr_ratio",
         )
-    return fit_law(law, runs, losses, kept.names, set_name=set_name, side=side, num_draws=num_draws, seed=seed)
+    fit = fit_law(law, runs, losses, kept.names, set_name=set_name, side=side, num_draws=num_draws, seed=seed)
+    return replace(fit, warnings=(*table.notes, *fit.warnings))
 
 
 def _check_variation(kind: LawKind, law_name: str, runs: Runs, where: str) -> None:

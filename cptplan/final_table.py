@@ -34,6 +34,8 @@ class FinalLosses:
     """Final validation loss by set name, nats per token, NaN where not measured, each of shape (rows,)."""
     where: str
     """File or directory it was read from, for messages."""
+    notes: tuple[str, ...] = ()
+    """In words, what is known of the runs that no law of final losses sees."""
 
     def take(self, rows: NDArray[np.bool_]) -> FinalLosses:
         """Some of the rows."""
@@ -42,6 +44,7 @@ class FinalLosses:
             runs=self.runs.take(rows),
             losses={name: values[rows] for name, values in self.losses.items()},
             where=self.where,
+            notes=self.notes,
         )
 
     def rows_of(self, set_name: str) -> NDArray[np.bool_]:
@@ -224,7 +227,22 @@ def final_losses_of_curves(curves: Sequence[LossCurve], where: str) -> FinalLoss
         runs=make_runs(columns["share"], columns["tokens"], columns["params"], columns["unique"]),
         losses={name: np.array(columns[name]) for name in sets},
         where=where,
+        notes=_unseen(curves),
     )
+
+
+def _unseen(curves: Sequence[LossCurve]) -> tuple[str, ...]:
+    """Words on recipes that differ: no law of final losses knows the rates or the checkpoint."""
+    peaks = [float(np.max(curve.lr())) for curve in curves]
+    starts = {(curve.record.parent, curve.record.parent_step) for curve in curves}
+    words = []
+    if max(peaks) > 1.01 * min(peaks):
+        words.append(
+            f"peak rates go from {min(peaks):.3g} to {max(peaks):.3g}, which these laws do not see: fit the curves"
+        )
+    if len(starts) > 1:
+        words.append(f"runs start from {len(starts)} checkpoints, which these laws do not see")
+    return tuple(words)
 
 
 def _amounts(curve: LossCurve, steps: int, batch_tokens: int) -> tuple[float, float, float]:

@@ -76,9 +76,10 @@ class OutOfDomainFit:
     """The same of: the loss stays as it was before CPT."""
     same_as_general_error: float
     """The same of: it changes by what general loss changes."""
+    plain_error: float
     constant_error: float
     transient_error: float
-    """The same of the form with a constant, and with a transient besides."""
+    """The same of the plain form, with a constant, and with a transient besides."""
     residual_correlation: float
     """Of neighbouring held-out residuals along a curve, -1 to 1."""
     condition_number: float
@@ -132,6 +133,7 @@ class OutOfDomainFit:
             "held_out_error": self.held_out_error,
             "unchanged_error": self.unchanged_error,
             "same_as_general_error": self.same_as_general_error,
+            "plain_error": self.plain_error,
             "constant_error": self.constant_error,
             "transient_error": self.transient_error,
             "residual_correlation": self.residual_correlation,
@@ -171,17 +173,15 @@ def fit_out_of_domain(
     residuals = {form: _held_out_residuals(data, form, tau) for form in ("plain", "constant", "transient")}
     errors = {form: np.array([_rms(r) for r in found]) for form, found in residuals.items()}
     form: Form = "constant" if _better(errors["constant"], errors["plain"]) else "plain"
-    unchanged = np.array([_rms((d.target[0] - d.target[1:]) / d.target[1:]) for d in data])
-    moved = [d.target[0] + d.general[1:] - d.general[0] for d in data]
-    same = np.array([_rms(m / d.target[1:] - 1.0) for m, d in zip(moved, data, strict=True)])
     draws = _draws(data, form, tau, num_draws, seed)
     condition, spread, leverage = _geometry(data)
     coefficients = _pad(_solve(data, form, tau, np.ones(len(data))))
     told_apart = condition <= LARGEST_CONDITION and _half_width(draws) <= WIDEST_WEIGHT
     judged = {
         "held_out_error": _rms(errors[form]),
-        "unchanged_error": _rms(unchanged),
-        "same_as_general_error": _rms(same),
+        "unchanged_error": _baseline_error(data, 0.0),
+        "same_as_general_error": _baseline_error(data, 1.0),
+        "plain_error": _rms(errors["plain"]),
         "constant_error": _rms(errors["constant"]),
         "transient_error": _rms(errors["transient"]),
         "residual_correlation": _neighbour_correlation(residuals[form]),
@@ -271,6 +271,12 @@ def _held_out_residuals(data: Sequence[_Points], form: Form, tau: float) -> list
     return residuals
 
 
+def _baseline_error(data: Sequence[_Points], general_weight: float) -> float:
+    """Error after the first point of: the loss moves from there by a multiple of what general loss moves by."""
+    moved = [d.target[0] + general_weight * (d.general[1:] - d.general[0]) for d in data]
+    return _rms(np.array([_rms(m / d.target[1:] - 1.0) for m, d in zip(moved, data, strict=True)]))
+
+
 def _better(errors: FloatArray, reference: FloatArray) -> bool:
     """Whether errors of the curves are lower by a tenth or more, and by a paired one-sided t test not by chance."""
     if _rms(errors) > (1.0 - WORTHWHILE) * _rms(reference):
@@ -299,7 +305,8 @@ def _judge(judged: Mapping[str, float], form: Form, *, transient: bool) -> tuple
     if error > TOLERANCE:
         return False, f"unseen curves are missed by {error:.2%}, more than {TOLERANCE:.0%}"
     words = f"unseen curves are missed by {error:.2%}; to say that {name} misses them by {baseline:.2%}"
-    return True, words + ("; only with a constant" if form == "constant" else "")
+    without = f"; only with a constant, without it {judged['plain_error']:.2%}" if form == "constant" else ""
+    return True, words + without
 
 
 def _draws(data: Sequence[_Points], form: Form, tau: float, number: int, seed: int) -> FloatArray:
