@@ -28,6 +28,8 @@ class Start(Contract):
     parent: str | None = None
     """Pre-training run in model.pretrain_curves that it comes from, when known."""
     parent_step: Positive | None = None
+    final_lr: Annotated[float, Field(ge=0)] | None = None
+    """Rate of the last pre-training step when there is no curve of it; not given: taken as annealed to 0."""
 
 
 class Model(Contract):

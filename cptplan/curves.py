@@ -40,6 +40,19 @@ class PretrainSummary(Contract):
     forward_area: Annotated[float, Field(ge=0)] | None = None
     annealing_area: float | None = None
     loss_potential: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Last rate over peak rate; says the last rate when peak_lr is known."""
+    peak_lr: Annotated[float, Field(gt=0)] | None = None
+    final_lr: Annotated[float, Field(ge=0)] | None = None
+    """Rate of its last step."""
+
+    @property
+    def last_lr(self) -> float | None:
+        """Rate of the last step, from whichever of the fields tells it."""
+        if self.final_lr is not None or self.loss_potential is None:
+            return self.final_lr
+        if self.loss_potential == 0.0:
+            return 0.0
+        return self.loss_potential * self.peak_lr if self.peak_lr is not None else None
 
 
 class CurveRecord(Contract):

@@ -122,7 +122,14 @@ def _start_state(
     for curve in (curves[spec.name] for spec in specs if spec.model.path == start.path and spec.name in curves):
         if curve.steps[0] == 0 and all(name in curve.losses for name in laws):
             losses = {name: float(curve.losses[name][0]) for name in laws}
-            return StartState(name=start.name, pretrain_lr=history_of(curve, curves).pretrain_lr, losses=losses)
+            history = history_of(curve, curves)
+            return StartState(
+                name=start.name,
+                pretrain_lr=history.pretrain_lr,
+                losses=losses,
+                last_lr=history.last_lr,
+                known_area=history.known_area,
+            )
     raise ConfigError(
         f"start {start.name!r} must have a pilot that began there and was evaluated at step 0; got none.",
         hint="run cptplan pilot",

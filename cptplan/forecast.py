@@ -26,6 +26,10 @@ class StartState:
     """Rates of all steps before it, empty when unknown, shape (steps,)."""
     losses: Mapping[str, float]
     """Measured loss before CPT by validation set, nats per token."""
+    last_lr: float | None = None
+    """Rate of the last pre-training step where pretrain_lr is unknown."""
+    known_area: float | None = None
+    """Forward area of pre-training where pretrain_lr is unknown, lr x steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +93,8 @@ class Forecaster:
             pretrain_known=bool(len(start.pretrain_lr)),
             lr=schedule.lr(),
             replay_ratio=np.full(knobs.total_steps, knobs.replay_ratio),
+            last_lr=start.last_lr,
+            known_area=start.known_area,
         )
 
     def score(self, knobs: Knobs) -> Score:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ import numpy as np
 from cptplan import campaign
 from cptplan.checks import check_vocabulary
 from cptplan.config import Project
-from cptplan.curves import read_curve_directory, write_curve
+from cptplan.curves import PretrainSummary, read_curve, read_curve_directory, write_curve
 from cptplan.design import pilot_specs
 from cptplan.errors import DataError, RunFailedError
-from cptplan.files import read_json, write_bytes, write_json
+from cptplan.files import read_json, write_json
 from cptplan.run_spec import RunSpec
 from cptplan.workspace import Workspace
 
@@ -144,11 +145,24 @@ def run_pilots(
     check_vocabulary(project, corpora, workspace.data)
     results = run_jobs(project, jobs, note)
     collect_curves(workspace.curves, [job.run_dir for job in jobs])
+    _tell_pretraining(project, workspace, jobs)
     if project.model.pretrain_curves is not None:
         for name, curve in read_curve_directory(Path(project.model.pretrain_curves)).items():
             if not (workspace.curves / f"{name}.csv").exists():
                 write_curve(workspace.curves, curve)
     return results
+
+
+def _tell_pretraining(project: Project, workspace: Workspace, jobs: Sequence[campaign.Job]) -> None:
+    """Write into the curves of pilots without a parent what the project says of their start's pre-training."""
+    starts = {start.path: start for start in project.model.starts}
+    for spec in (job.spec for job in jobs):
+        start = starts.get(spec.model.path or "")
+        if start is None or start.parent is not None or start.final_lr is None:
+            continue
+        curve = read_curve(workspace.curves, spec.name)
+        told = PretrainSummary(peak_lr=project.model.pretrain_peak_lr, final_lr=start.final_lr)
+        write_curve(workspace.curves, replace(curve, record=curve.record.model_copy(update={"pretrain": told})))
 
 
 def require_tokens(corpora: Mapping[str, Any], needed: Mapping[str, int]) -> None:
@@ -191,5 +205,4 @@ def collect_curves(curves_dir: Path, run_dirs: Sequence[Path]) -> None:
     """Copy the curves of finished runs into a curve directory, under the runs' names."""
     for run_dir in run_dirs:
         name = read_json(run_dir / "spec.json")["name"]
-        for suffix in ("csv", "json"):
-            write_bytes(curves_dir / f"{name}.{suffix}", (run_dir / f"curve.{suffix}").read_bytes())
+        write_curve(curves_dir, replace(read_curve(run_dir, "curve"), name=name))

@@ -160,13 +160,18 @@ def candidate_laws(data: Sequence[Observations], side: Side, law: str, set_name:
             f"a fit must have at least {MIN_PILOTS} CPT curves with loss_{set_name}; got {len(pilots)} in {where}.",
             hint="run more pilots" if pilots else "choose --law multi_power_late or annealing for pre-training curves",
         )
-    extras = {
-        "open_start": any(not d.history.pretrain_known for d in pilots),
-        "repetition": max(passes_of(d.history) for d in pilots) > REPEATED,
-        "sizes": len({d.history.num_params for d in data if d.history.num_params}) > 1,
-    }
     forms = (PUBLISHED,) if law == "cpt-published" else FORMS[side]
-    return [CptLaw(side, rate, replace(form, **extras), memory) for form in forms]
+    return [CptLaw(side, rate, _complete(form, data, pilots), memory) for form in forms]
+
+
+def _complete(form: CptForm, data: Sequence[Observations], pilots: Sequence[Observations]) -> CptForm:
+    """The form with what these curves call for: an unknown pre-training, repeated tokens, several sizes."""
+    return replace(
+        form,
+        open_start=any(not d.history.pretrain_known and d.history.known_area is None for d in pilots),
+        repetition=max(passes_of(d.history) for d in pilots) > REPEATED,
+        sizes=len({d.history.num_params for d in data if d.history.num_params}) > 1,
+    )
 
 
 def _check_points(data: Sequence[Observations], law: Law, set_name: str, where: str) -> None:

@@ -166,11 +166,14 @@ class _Problem:
             relative = matrix @ self.coefficients(matrix, weight) - 1.0
             return np.concatenate([weight * relative / scale, (at - self.centre) / self.width])
 
+        def jacobian(at: FloatArray) -> FloatArray:
+            return self.jacobian(at, scale, weight)
+
         bounds = (self.lower, self.upper)
         found = least_squares(
             residuals,
             np.clip(z, self.lower, self.upper),
-            jac=lambda at: self.jacobian(at, scale, weight),
+            jac=jacobian,
             bounds=bounds,
             x_scale=self.width,
             ftol=1e-6,

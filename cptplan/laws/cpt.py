@@ -182,8 +182,11 @@ class CptLaw(LawBase):
         p, grid = self._named(values), grid_of(history, self.reference_lr)
         power = p.get("p", 1.0)
         area, area_by_power = (grid.at(steps, part) for part in forward_sums(grid, power))
-        if history.phase == "cpt" and not history.pretrain_known:
+        guessed = history.phase == "cpt" and not history.pretrain_known and history.known_area is None
+        if guessed:
             area = area + p.get("S_pt", 0.0)
+        elif history.known_area is not None:
+            area = area + history.known_area / self.reference_lr
         inside = area > 1.0  # one step at the reference rate is where the power law begins
         area = np.maximum(area, 1.0)
         base = area ** -p["alpha"]
@@ -191,7 +194,7 @@ class CptLaw(LawBase):
         slopes = {
             ("A", "alpha"): -base * np.log(area),
             ("A", "p"): base_by_area * area_by_power,
-            ("A", "S_pt"): base_by_area * (history.phase == "cpt" and not history.pretrain_known),
+            ("A", "S_pt"): base_by_area * guessed,
         }
         momentum = momentum_sums(grid, p["forgetting_time"])
         before, before_slope = grid.at(steps, momentum.before), grid.at(steps, momentum.before_slope)

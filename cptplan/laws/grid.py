@@ -90,7 +90,7 @@ class Grid:
     @cached_property
     def drops(self) -> FloatArray:
         """Fall of the rate at the start of each block of the phase, shape (blocks,); a rise is negative."""
-        return self.own.drops if self.pretraining else -np.diff(self.own.lr, prepend=self.previous)
+        return self.own.drops if self.pretraining else np.asarray(-np.diff(self.own.lr, prepend=self.previous))
 
     @cached_property
     def mean_share(self) -> FloatArray:
@@ -253,7 +253,7 @@ def grouped_drops(grid: Grid) -> Drops:
         group = np.floor(np.linspace(0, MAX_DROPS, len(at), endpoint=False)).astype(np.int64)
     else:
         group = np.arange(len(at))
-    size = np.bincount(group, weights=grid.drops[at]) if len(at) else np.zeros(0)
+    size: FloatArray = np.bincount(group, weights=grid.drops[at]).astype(np.float64) if len(at) else np.zeros(0)
     count = np.bincount(group).astype(np.float64) if len(at) else np.zeros(0)
 
     def mean(values: FloatArray) -> FloatArray:

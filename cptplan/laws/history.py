@@ -33,13 +33,17 @@ class RunHistory:
     """General share of the tokens of this phase's steps, in [0, 1], shape (steps,)."""
     domain_passes: FloatArray | None = None
     """Domain tokens read before each step over the unique ones, shape (steps,); None: every token is fresh."""
+    last_lr: float | None = None
+    """Rate of the last step of an unknown pre-training; None: taken as annealed to 0."""
+    known_area: float | None = None
+    """Forward area of a pre-training whose rates are not known, lr x steps; None: a law has to estimate it."""
     num_params: float | None = None
     """Non-embedding parameters of the model; None when not known."""
 
     @property
     def previous_lr(self) -> float:
         """Rate before the first step: the last one of pre-training; 0 (taken as annealed) when unknown."""
-        return float(self.pretrain_lr[-1]) if len(self.pretrain_lr) else 0.0
+        return float(self.pretrain_lr[-1]) if len(self.pretrain_lr) else self.last_lr or 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,10 +88,13 @@ def history_of(curve: LossCurve, curves: Mapping[str, LossCurve]) -> RunHistory:
         chunks.insert(0, parent.lr()[:stop])
         current = parent
     pretrain_lr = np.concatenate(chunks) if chunks else np.zeros(0)
+    told = curve.record.pretrain
     return RunHistory(
         phase=curve.record.phase,
         pretrain_lr=pretrain_lr,
         pretrain_known=bool(chunks),
+        last_lr=told.last_lr if told is not None and not chunks else None,
+        known_area=told.forward_area if told is not None and not chunks else None,
         lr=lr,
         replay_ratio=replay if curve.record.phase == "cpt" else np.ones_like(replay),
         domain_passes=_domain_passes(curve, replay) if curve.record.phase == "cpt" else None,

@@ -1,4 +1,4 @@
-"""Laws of one data set: the loss of a schedule without a change of data. Baselines for CPT curves, at home on pre-training.
+"""Laws of one data set: the loss of a schedule without a change of data. On CPT curves they are baselines.
 
 Power law:       L = L0 + A S^-alpha, S the steps (tokens at a fixed batch; Chinchilla's form at one size)
 LR annealing:    L = L0 + A S^-alpha - C S2                                         arXiv:2408.11029

@@ -111,8 +111,8 @@ class LawBase:
     ) -> Columns:
         """Columns with slopes put in place.
 
-        Args:      columns: in the order of terms, each of shape (points,). slopes: by (term, parameter), derivative with
-                   respect to the parameter's value; parameters that the law does not have are left out.
+        Args:      columns: in the order of terms, each of shape (points,). slopes: by (term, parameter), derivative
+                   with respect to the parameter's value; parameters that the law does not have are left out.
         """
         table = np.column_stack(list(columns))
         found = np.zeros((*table.shape, len(self.parameters)))
