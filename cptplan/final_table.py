@@ -50,21 +50,24 @@ class FinalLosses:
     def rows_of(self, set_name: str) -> NDArray[np.bool_]:
         """Which rows are finished runs with a loss of the set, shape (rows,).
 
-        Raises:    CurveError if no row has it.
+        Raises:    CurveError if the table has no such set.
         """
+        return np.isfinite(self._losses_of(set_name)) & (self.runs.tokens > 0.0)
+
+    def _losses_of(self, set_name: str) -> FloatArray:
         if set_name not in self.losses:
             raise CurveError(
                 f"table must have a column {LOSS_PREFIX}{set_name}; got {', '.join(self.losses)} in {self.where}.",
                 hint=suggest(set_name, self.losses) or "name a set that was measured",
             )
-        return np.isfinite(self.losses[set_name]) & (self.runs.tokens > 0.0)
+        return self.losses[set_name]
 
     def start_loss(self, set_name: str, num_params: float | None = None) -> float:
         """Loss before CPT, nats per token: the mean of the rows with tokens 0 (of one model size, when given).
 
         Raises:    CurveError if there is none.
         """
-        rows = np.isfinite(self.losses[set_name]) & (self.runs.tokens == 0.0)
+        rows = np.isfinite(self._losses_of(set_name)) & (self.runs.tokens == 0.0)
         if num_params is not None and self.runs.levels("num_params"):
             rows &= np.isclose(self.runs.num_params, num_params, rtol=1e-6)
         if not rows.any():

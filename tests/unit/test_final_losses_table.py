@@ -52,6 +52,8 @@ def test_start_loss_that_is_not_there_is_refused(tmp_path: Path) -> None:
         table.start_loss("general")
     with pytest.raises(CurveError, match="must have a row with tokens 0"):
         read(tmp_path, TABLE).start_loss("general", 4e9)
+    with pytest.raises(CurveError, match="must have a column loss_law; got general, domain"):
+        read(tmp_path, TABLE).start_loss("law")
 
 
 HEADER = "replay_ratio,tokens,loss_general\n"
