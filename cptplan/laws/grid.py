@@ -90,7 +90,8 @@ class Grid:
     @cached_property
     def drops(self) -> FloatArray:
         """Fall of the rate at the start of each block of the phase, shape (blocks,); a rise is negative."""
-        return self.own.drops if self.pretraining else np.asarray(-np.diff(self.own.lr, prepend=self.previous))
+        fall: FloatArray = self.own.drops if self.pretraining else -np.diff(self.own.lr, prepend=self.previous)
+        return fall
 
     @cached_property
     def mean_share(self) -> FloatArray:
@@ -200,7 +201,9 @@ def momentum_sums(grid: Grid, time: float) -> Momentum:
     decay = 1.0 - 1.0 / time
     elapsed = grid.edges
     left, left_slope = _left(grid.before, decay)
-    total = float(np.sum(grid.before.drops))
+    # the last block's mean is not the last rate: what it fell on below the mean has not paid yet
+    rest = float(grid.before.lr[-1]) - grid.previous if len(grid.before.lr) else 0.0
+    left, total = left + rest, float(np.sum(grid.before.drops)) + rest
     fading = decay**elapsed
     own, own_slope = _unpaid(grid.drops, decay, grid.own)
     per_log_time = 1.0 / time  # d lambda / d log time
@@ -222,7 +225,7 @@ def _left(before: Blocks, decay: float) -> tuple[float, float]:
 
 
 def _unpaid(drops: FloatArray, decay: float, blocks: Blocks) -> tuple[FloatArray, FloatArray]:
-    """What of all falls so far has not paid yet after each block, and its derivative with respect to lambda.
+    """What of all falls so far has not paid after each block, and its derivative with respect to lambda.
 
     u_b = lambda^width_b (u_{b-1} + d_b): the means of two blocks put a fall where its share of them says, to first order.
     """
