@@ -72,7 +72,7 @@ def _files_of(directory: Path, name: str) -> list[Path]:
 def side_of(set_name: str, curves: Mapping[str, LossCurve]) -> Side:
     """Whether CPT makes a validation set worse (general) or better (domain).
 
-    By its name when it is general or domain; else by what most CPT curves did to it from their first to their last point.
+    By its name when it is general or domain; else by what most CPT curves did to it from first to last point.
     """
     if set_name in ("general", "domain"):
         return "general" if set_name == "general" else "domain"

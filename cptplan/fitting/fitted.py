@@ -213,7 +213,7 @@ def rms(values: ArrayLike) -> float:
 
 
 def _bootstrap_weights(rng: np.random.Generator, data: Sequence[Observations]) -> list[FloatArray]:
-    """Random weights of mean 1 for each point, one for a whole curve; of few curves, one for each stretch of a curve."""
+    """Random weights of mean 1 for the points: one for each curve, or for each stretch of one when curves are few."""
     stretches = 1 if len(data) >= MANY_CURVES else STRETCHES
     drawn = rng.standard_exponential((len(data), stretches))
     drawn *= drawn.size / drawn.sum()

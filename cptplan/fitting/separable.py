@@ -1,8 +1,9 @@
 """Fit a law whose parameters are mostly linear: variable projection, sign constraints, robust weights, many starts.
 
 For given nonlinear parameters the coefficients are a non-negative least-squares problem, solved exactly; only the few
-nonlinear ones are searched (Golub & Pereyra 1973), with the analytic Jacobian of Kaufman (1975). Residuals are relative, (predicted - observed) / observed, which is
-the log residual to second order. Outliers are weighed down by Huber's rule in reweighting rounds.
+nonlinear ones are searched (Golub & Pereyra 1973), with the analytic Jacobian of Kaufman (1975). Residuals are
+relative, (predicted - observed) / observed, which is the log residual to second order. Outliers are weighed down by
+Huber's rule in reweighting rounds.
 """
 
 from __future__ import annotations

@@ -90,7 +90,8 @@ def _parameter(
 # Priors are weak and centred on the published fits where there are any: alpha 0.44 to 0.70, beta 0.07 to 0.9
 # (arXiv:2505.07796); p and gamma near 0.7 to 0.8 (measured on small campaigns); epsilon 6e-7 to 4e-5 from the tables of
 # arXiv:2403.08763 up to 1e-2 on small ones; forgetting_time a fortieth of the steps (reports/decisions/0002);
-# T 1 / (1 - beta2) of Adam, 19 to 32 on four campaigns; R 15.39 (arXiv:2305.16264); g1, g2, g3 0.01 to 0.24 and 0.19 (arXiv:2505.07796, figure 15, N in millions).
+# T 1 / (1 - beta2) of Adam, 19 to 32 on four campaigns; R 15.39 (arXiv:2305.16264); g1, g2, g3 0.01 to 0.24 and 0.19
+# (arXiv:2505.07796, figure 15, N in millions).
 PARAMETERS = {
     parameter.name: parameter
     for parameter in (
