@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cptplan import __version__
+from cptplan import __version__, law_verbs
 from cptplan.console import Screen
 from cptplan.errors import ConfigError, CptplanError
 
@@ -37,6 +37,8 @@ Weights = Annotated[
     str | None, typer.Option("--weights", help="What counts, such as general=0.4 (the domains share the rest).")
 ]
 
+FINAL_LAWS = ("d_cpt", "cmr_ratio", "cmr_tokens", "repetition", "chinchilla")
+"""Laws of final losses; a test holds them against final_losses.LAWS, whose import would slow --help."""
 INTERRUPTED = 130  # what typer makes of Ctrl-C: 128 + SIGINT
 DEFAULT_CONFIG = Path("cptplan.yaml")
 DEFAULT_OUT = Path("campaign")
@@ -173,7 +175,9 @@ def pilot(
 
 @app.command()
 def fit(
-    directory: Annotated[Path | None, typer.Argument(help="Curve directory; default: the campaign's own.")] = None,
+    directory: Annotated[
+        Path | None, typer.Argument(help="Curve directory, or a CSV table of final losses; default: the campaign's.")
+    ] = None,
     out: Out = DEFAULT_OUT,
     law: Annotated[str, typer.Option("--law", help="auto, or a name that cptplan laws lists.")] = "auto",
     train: Annotated[str | None, typer.Option("--train", help="Curves to fit to: names or patterns, a,b-*.")] = None,
@@ -194,6 +198,9 @@ def fit(
 
     screen = Screen(as_json=as_json)
     workspace, curves_dir = Workspace(root=out), directory or Workspace(root=out).curves
+    if curves_dir.is_file() or law in FINAL_LAWS:
+        _fit_final_losses(screen, curves_dir, law, seed)
+        return
     names = decide.train_names(curves_dir, train, test)
     begun = time.perf_counter()
     with screen.stage("fit") as note:
@@ -211,6 +218,25 @@ def fit(
         screen.next_command(f"cptplan optimize --weights general=0.4 -o {out}")
     else:
         screen.next_command(f"cptplan predict --fit {fit_dir} --curves {directory}")
+
+
+def _fit_final_losses(screen: Screen, path: Path, law: str, seed: int) -> None:
+    """Fit a law of final losses to a table, or to the ends of a curve directory."""
+    from cptplan import final_losses
+    from cptplan.final_table import read_final_losses
+
+    table = read_final_losses(path)
+    name = "d_cpt" if law == "auto" else law
+    fits = [final_losses.fit_final_losses(table, name, set_name, seed=seed) for set_name in table.losses]
+    screen.table(f"Final losses: {name}", final_losses.FIT_COLUMNS, final_losses.fit_rows(fits))
+    for fitted in fits:
+        parameters = final_losses.parameter_rows(fitted)
+        screen.table(f"loss_{fitted.set_name}", final_losses.PARAMETER_COLUMNS, parameters)
+        for line in (*fitted.unidentified, *fitted.warnings):
+            screen.say(f"note: loss_{fitted.set_name}: {line}")
+    for line in table.notes:
+        screen.say(f"note: {line}")
+    screen.result(final_losses.summary(fits))
 
 
 @app.command()
@@ -336,3 +362,6 @@ def status(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
     rows = [(s.name, s.state, f"{s.done}/{s.total}") for s in statuses]
     screen.table("Runs", ("run", "state", "steps"), rows)
     screen.result({"runs": [{"name": s.name, "state": s.state, "done": s.done, "total": s.total} for s in statuses]})
+
+
+law_verbs.register(app)

@@ -5,7 +5,7 @@ A fit is named by the curves it was made from and a plan by its fit and goal, so
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from cptplan.fitting.store import read_fit, write_fit
 from cptplan.forecast import Forecaster, StartState
 from cptplan.laws.cpt import Side
 from cptplan.laws.history import history_of
+from cptplan.out_of_domain import OutOfDomainFit, fit_out_of_domain
 from cptplan.plan import Plan, make_plan, read_plan, write_plan
 from cptplan.run_spec import RunSpec
 from cptplan.stages import Note, quiet
 from cptplan.workspace import Workspace
 
+FEWEST_THIRD = 4  # curves: a combination is judged on curves left out
 POOR_FIT = 0.1  # assumed: a law that misses unseen pilots by a tenth cannot rank plans
 
 
@@ -57,10 +59,23 @@ def fit(
             note(number, len(sets), f"loss_{name}")
             side = side_of(name, curves)
             selections[name] = select_law(curves, name, side, law=law, seed=seed, where=str(curves_dir))
-        write_fit(directory, curves_hash, selections)
+        write_fit(directory, curves_hash, selections, out_of_domain(curves, selections, seed))
         note(len(sets), len(sets), "")
     write_json(fits_dir / "latest.json", {"schema_version": 1, "hash": curves_hash})
     return directory
+
+
+def out_of_domain(curves: Mapping[str, LossCurve], sets: Iterable[str], seed: int) -> dict[str, OutOfDomainFit]:
+    """Third sets as a combination of general and domain loss, where enough CPT curves have all three."""
+    names = list(sets)
+    if not {"general", "domain"} <= set(names):
+        return {}
+    found = {}
+    for name in (name for name in names if name not in ("general", "domain")):
+        have = [c for c in curves.values() if c.record.phase == "cpt" and {"general", "domain", name} <= set(c.losses)]
+        if len(have) >= FEWEST_THIRD:
+            found[name] = fit_out_of_domain(curves, name, seed=seed)
+    return found
 
 
 def _files_of(directory: Path, name: str) -> list[Path]:
@@ -204,6 +219,7 @@ def fit_summary(fit_dir: Path, *, law: str, seconds: float, test: Mapping[str, A
             name: {**values, "candidates": report["sets"][name], **({"test": test[name]} if name in test else {})}
             for name, values in stored["laws"].items()
         },
+        "out_of_domain": report["out_of_domain"],
     }
 
 

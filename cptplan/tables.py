@@ -70,12 +70,14 @@ def fit_rows(fit_dir: Path) -> list[Row]:
 
 def verdict_lines(fit_dir: Path) -> list[str]:
     """What to know of a fit, set by set: why this law, and the verdict."""
-    laws = read_json(fit_dir / "law.json")["laws"]
-    return [
-        f"loss_{name}: {line}"
-        for name, law in laws.items()
-        for line in (f"{law['form']}: {law['reason']}", *Verdict.parse(law["verdict"], str(fit_dir)).lines())
-    ]
+    laws, third = read_json(fit_dir / "law.json")["laws"], read_json(fit_dir / "report.json")["out_of_domain"]
+    said: dict[str, list[str]] = {}
+    for name, law in laws.items():
+        for line in (f"{law['form']}: {law['reason']}", *Verdict.parse(law["verdict"], str(fit_dir)).lines()):
+            said.setdefault(line, []).append(f"loss_{name}")
+    found = [f"{', '.join(sets) if len(sets) < len(laws) else 'all'}: {line}" for line, sets in said.items()]
+    words = {True: "is a combination of general and domain loss", False: "is not to be combined of the two"}
+    return [*found, *(f"loss_{name} {words[fit['valid']]}: {fit['reason']}" for name, fit in third.items())]
 
 
 def score_rows(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Row]:

@@ -18,6 +18,7 @@ from cptplan.fitting.separable import Solution
 from cptplan.fitting.support import Support
 from cptplan.fitting.verdict import Verdict
 from cptplan.laws.registry import law_from_spec
+from cptplan.out_of_domain import OutOfDomainFit
 
 
 class StoredLaw(Contract):
@@ -50,8 +51,13 @@ class StoredFit(Contract):
     laws: dict[str, StoredLaw]
 
 
-def write_fit(directory: Path, curves_hash: str, selections: Mapping[str, Selection]) -> None:
-    """Write a fit; law.json last, so that a fit that is there is whole."""
+def write_fit(
+    directory: Path, curves_hash: str, selections: Mapping[str, Selection], third: Mapping[str, OutOfDomainFit]
+) -> None:
+    """Write a fit; law.json last, so that a fit that is there is whole.
+
+    Args:      third: third sets as combinations of general and domain loss.
+    """
     arrays: dict[str, Any] = {}
     for name, selection in selections.items():
         arrays[f"{name}.values"] = np.stack([d.values for d in selection.fitted.draws])
@@ -70,6 +76,7 @@ def write_fit(directory: Path, curves_hash: str, selections: Mapping[str, Select
                 ]
                 for name, selection in selections.items()
             },
+            "out_of_domain": {name: found.to_json() for name, found in third.items()},
         },
     )
     stored = StoredFit(curves_hash=curves_hash, laws={name: _store(s) for name, s in selections.items()})

@@ -60,7 +60,7 @@ def judge(
     residuals = [predict(law, solution, d.history, d.steps) / d.loss - 1.0 for d in data]
     return Verdict(
         converged=solution.converged,
-        at_bound=_at_bound(law, solution),
+        at_bound=_at_bound(law, solution, data),
         prior_decides=_prior_decides(law, solution, data),
         residual_correlation=neighbour_correlation(residuals),
         unidentified=_unidentified(data, support),
@@ -76,13 +76,19 @@ def neighbour_correlation(residuals: Sequence[FloatArray]) -> float:
     return float(np.clip(above / below, -1.0, 1.0)) if below > 0 else 0.0
 
 
-def _at_bound(law: Law, solution: Solution) -> tuple[str, ...]:
+def _at_bound(law: Law, solution: Solution, data: Sequence[Observations]) -> tuple[str, ...]:
     found = []
     for parameter, value in zip(law.parameters, solution.values.tolist(), strict=True):
         low, high, at = (parameter.to_z(v) for v in (parameter.low, parameter.high, value))
         if min(at - low, high - at) < AT_BOUND * (high - low):
             found.append(f"{parameter.name} = {value:.3g}")
-    found += [f"{t.name} = 0" for t, c in zip(law.terms, solution.coefficients, strict=True) if c == 0.0]
+    columns = np.concatenate([law.columns(solution.values, d.history, d.steps) for d in data])
+    used = np.any(columns != 0.0, axis=0)
+    found += [
+        f"{term.name} = 0"
+        for term, coefficient, there in zip(law.terms, solution.coefficients, used, strict=True)
+        if there and coefficient == 0.0
+    ]
     return tuple(found)
 
 
