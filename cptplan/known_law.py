@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cptplan.errors import ConfigError
 from cptplan.laws.cpt import CptLaw
 from cptplan.laws.history import RunHistory
+from cptplan.laws.protocol import Law
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -18,6 +19,11 @@ IntArray = NDArray[np.int64]
 
 class LossModel(Protocol):
     """Anything that says what a run would give: a known law, or a fitted one."""
+
+    @property
+    def law(self) -> Law:
+        """Its form."""
+        ...
 
     def mean(self, history: RunHistory, steps: IntArray) -> FloatArray:
         """Loss after each of the steps, nats per token, shape (points,)."""
@@ -39,10 +45,8 @@ class KnownLaw:
     def mean(self, history: RunHistory, steps: IntArray) -> FloatArray:
         """Loss after each of the steps, nats per token, shape (points,).
 
-        Raises:    ConfigError if the run has another replay ratio than the law, or a pre-training that the law needs is
-                   unknown.
+        Raises:    ConfigError if the run has another replay ratio than the law.
         """
-        check_start(self.law, history)
         if history.phase == "cpt" and self.replay_ratio is not None:
             other = history.replay_ratio[history.replay_ratio != self.replay_ratio]
             if len(other):
@@ -54,10 +58,15 @@ class KnownLaw:
         return np.asarray(self.law.columns(self.values, history, steps) @ self.coefficients)
 
 
-def check_start(law: object, history: RunHistory, name: str = "the run") -> None:
-    """Raise ConfigError if a CPT law needs the pre-training of a run and it is not known."""
-    unknown = history.phase == "cpt" and not history.pretrain_known
-    if unknown and isinstance(law, CptLaw) and not law.form.open_start:
+def needs_pretraining(law: Law) -> bool:
+    """Whether a law was fitted with the rates before the change of data, and so cannot do without them."""
+    return isinstance(law, CptLaw) and not law.form.open_start
+
+
+def check_start(law: Law, history: RunHistory, name: str) -> None:
+    """Raise ConfigError if a law needs the pre-training of a run and it is not known."""
+    unknown = history.phase == "cpt" and not history.pretrain_known and history.known_area is None
+    if unknown and needs_pretraining(law):
         raise ConfigError(
             f"pre-training must be known to a law that was fitted with it; got none for {name}.",
             hint="name the run's parent, and give the curve directory that holds it",

@@ -68,7 +68,7 @@ def simulate_curves(
     for name, curve in bare.items():
         history = history_of(curve, bare)
         for model in source.values():
-            check_start(getattr(model, "law", None), history, name)
+            check_start(model.law, history, name)
         losses = {set_name: model.mean(history, curve.steps) for set_name, model in source.items()}
         found[name] = check_curve(replace(curve, losses=losses), f"the simulated {name}")
     return found if noise is None else add_noise(found, noise)

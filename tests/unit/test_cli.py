@@ -13,10 +13,12 @@ from cptplan import __version__, cli
 from cptplan.errors import ConfigError, InfeasiblePlanError, PoorFitError, RunFailedError, StorageError
 
 VERBS = ["demo", "init", "validate", "pilot", "fit", "optimize", "cost", "launch", "report", "status"]
+VERBS += ["predict", "simulate", "laws"]
+GROUPS = {"data": "pack", "curves": "import"}
 HEAVY = ["torch", "transformers", "scipy", "optuna", "pandas", "matplotlib", "numpy"]
 
 
-@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS), ("data",), ("data", "pack")], ids=" ".join)
+@pytest.mark.parametrize("verb", [(), *((v,) for v in (*VERBS, *GROUPS)), *GROUPS.items()], ids=" ".join)
 def test_help_of_every_verb(cptplan, verb):
     said = cptplan(*verb, "--help")
     assert (said.code, said.err) == (0, "")
@@ -25,7 +27,7 @@ def test_help_of_every_verb(cptplan, verb):
 
 def test_verbs_are_listed_in_pipeline_order(cptplan):
     listed = [line.split()[0] for line in cptplan("--help").out.partition("Commands:")[2].splitlines() if line.strip()]
-    assert [verb for verb in listed if verb != "data"] == VERBS
+    assert [verb for verb in listed if verb not in GROUPS] == VERBS
 
 
 def test_version(cptplan):
