@@ -98,12 +98,13 @@ class Grid:
         """Domain share of the training so far, weighted by the rate, at the block edges, shape (blocks + 1,)."""
         weight = (self.own.lr + 1e-12) * self.own.width  # a mean over steps of rate 0 is the plain mean
         mean = np.cumsum(weight * self.share) / np.cumsum(weight)
-        return np.clip(np.concatenate([mean[:1], mean]), 0.0, 1.0)
+        return np.asarray(np.clip(np.concatenate([mean[:1], mean]), 0.0, 1.0))
 
     @cached_property
     def extra_passes(self) -> FloatArray:
-        """passes at the block edges, shape (blocks + 1,)."""
-        return np.concatenate([self.passes, self.passes[-1:]])
+        """passes at the block edges, shape (blocks + 1,); after the last one by the growth before it."""
+        growth = np.diff(self.passes[-2:]).sum()
+        return np.append(self.passes, self.passes[-1] + growth)
 
     def at(self, steps: IntArray, values: FloatArray) -> FloatArray:
         """Values after the steps from values at the block edges, shape (points,)."""
