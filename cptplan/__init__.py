@@ -1,6 +1,6 @@
 """cptplan: plan a continual pre-training run before paying for it.
 
-from cptplan import read_curves, predict, simulate
+from cptplan import read_curves, fit, predict, simulate
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cptplan.api import fit as fit
     from cptplan.api import predict as predict
     from cptplan.api import read_curves as read_curves
     from cptplan.api import simulate as simulate
 
 __version__ = "0.1.0"
 
-_DOOR = {"predict": "cptplan.api", "read_curves": "cptplan.api", "simulate": "cptplan.api"}
+_DOOR = {name: "cptplan.api" for name in ("fit", "predict", "read_curves", "simulate")}
 """Public functions and where they are; loaded when they are asked for, so that importing the package stays fast."""
 
 

@@ -1,6 +1,6 @@
 """The Python door: what the verbs do, as functions of files or of objects.
 
-from cptplan import read_curves, predict, simulate
+from cptplan import read_curves, fit, predict, simulate
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 from cptplan.curves import CurveRecord, LossCurve, read_curve_directory
 from cptplan.errors import ConfigError
-from cptplan.fitting.fitted import FittedLaw
+from cptplan.fitting.fitted import NUM_DRAWS, FittedLaw
+from cptplan.fitting.select import Selection, select_law, sets_of, side_of
 from cptplan.fitting.store import read_fit
 from cptplan.known_law import KnownLaw, LossModel
 from cptplan.predictions import PredictedRun, predict_runs, run_of_spec
@@ -30,8 +31,31 @@ def read_curves(directory: Path | str, names: Iterable[str] | None = None) -> di
     return read_curve_directory(Path(directory), names)
 
 
+def fit(
+    curves: Mapping[str, LossCurve] | Path | str,
+    sets: Iterable[str] | None = None,
+    *,
+    law: str = "auto",
+    num_draws: int = NUM_DRAWS,
+    seed: int = 0,
+) -> dict[str, Selection]:
+    """The fitted law of every validation set, with the laws it was chosen from and the verdict.
+
+    Args:      curves: with the runs that they continue, by name, or their directory. sets: validation sets; all of the
+               CPT curves when None. law: auto, or a name of laws.registry.LAWS.
+    Raises:    CurveError if the curves are too few for the law or break a rule; ConfigError for an unknown law.
+    """
+    found = curves if isinstance(curves, Mapping) else read_curves(curves)
+    where = "the curves given" if isinstance(curves, Mapping) else str(curves)
+    names = sets_of(found) if sets is None else sets
+    return {
+        name: select_law(found, name, side_of(name, found), law=law, num_draws=num_draws, seed=seed, where=where)
+        for name in names
+    }
+
+
 def predict(
-    fit: Path | str | Mapping[str, FittedLaw],
+    fit: Path | str | Mapping[str, FittedLaw | Selection],
     runs: Mapping[str, LossCurve | CurveRecord | RunSpec],
     names: Iterable[str] | None = None,
     *,
@@ -40,11 +64,14 @@ def predict(
 ) -> dict[str, PredictedRun]:
     """Whole curves with intervals.
 
-    Args:      fit: a directory that cptplan fit wrote, or its laws. runs: what to predict and what it continues, by
+        name: select_law(
+            found, name, side_of(name, found), law=law, num_draws=num_draws, seed=seed, where=where
+        )
                name: curves, or runs that were never trained. names: which to predict; the CPT runs when None.
     Raises:    CurveError, ConfigError: see predict_runs.
     """
-    laws = read_fit(Path(fit)) if isinstance(fit, str | Path) else fit
+    given = read_fit(Path(fit)) if isinstance(fit, str | Path) else fit
+    laws = {name: law.fitted if isinstance(law, Selection) else law for name, law in given.items()}
     return predict_runs(laws, {name: _as_curve(name, run) for name, run in runs.items()}, names, level=level, seed=seed)
 
 

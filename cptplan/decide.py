@@ -9,18 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cptplan.config import Project, Start, parse_weights
 from cptplan.curves import LossCurve, curve_names, read_curve_directory, select_names
 from cptplan.design import pilot_specs
 from cptplan.errors import ConfigError, CurveError, PoorFitError
 from cptplan.files import hash_file, hash_json, read_json, write_json
 from cptplan.fitting.fitted import FittedLaw
-from cptplan.fitting.select import select_law
+from cptplan.fitting.select import select_law, sets_of, side_of
 from cptplan.fitting.store import read_fit, write_fit
 from cptplan.forecast import Forecaster, StartState
-from cptplan.laws.cpt import Side
 from cptplan.laws.history import history_of
 from cptplan.out_of_domain import OutOfDomainFit, fit_out_of_domain
 from cptplan.plan import Plan, make_plan, read_plan, write_plan
@@ -47,8 +44,7 @@ def fit(
     Raises:    CurveError if the curves break the contract or are too few.
     """
     curves = read_curve_directory(curves_dir, names)
-    pilots = [curve for curve in curves.values() if curve.record.phase == "cpt"] or list(curves.values())
-    sets = list(dict.fromkeys(name for curve in pilots for name in curve.losses))
+    sets = sets_of(curves)
     files = [path for name in curves for path in _files_of(curves_dir, name)]
     curves_hash = hash_json({"curves": {path.name: hash_file(path) for path in files}, "seed": seed, "law": law})
     directory = fits_dir / curves_hash
@@ -82,21 +78,6 @@ def _files_of(directory: Path, name: str) -> list[Path]:
     """The files of a curve: table, record, and the rates of every step where they stand beside."""
     found = [directory / f"{name}.csv", directory / f"{name}.json", directory / f"{name}.lr.npy"]
     return [path for path in found if path.exists()]
-
-
-def side_of(set_name: str, curves: Mapping[str, LossCurve]) -> Side:
-    """Whether CPT makes a validation set worse (general) or better (domain).
-
-    By its name when it is general or domain; else by what most CPT curves did to it from first to last point.
-    """
-    if set_name in ("general", "domain"):
-        return "general" if set_name == "general" else "domain"
-    changes = []
-    for curve in curves.values():
-        if curve.record.phase == "cpt" and set_name in curve.losses:
-            known = curve.losses[set_name][np.isfinite(curve.losses[set_name])]
-            changes.append(known[-1] > known[0])
-    return "general" if changes and 2 * sum(changes) > len(changes) else "domain"
 
 
 def forecaster(

@@ -132,6 +132,27 @@ def select_law(
     )
 
 
+def sets_of(curves: Mapping[str, LossCurve]) -> list[str]:
+    """The validation sets to fit: those of the CPT curves, or of all when there is none."""
+    judges = [curve for curve in curves.values() if curve.record.phase == "cpt"] or list(curves.values())
+    return list(dict.fromkeys(name for curve in judges for name in curve.losses))
+
+
+def side_of(set_name: str, curves: Mapping[str, LossCurve]) -> Side:
+    """Whether CPT makes a validation set worse (general) or better (domain).
+
+    By its name when it is general or domain; else by what most CPT curves did to it from first to last point.
+    """
+    if set_name in ("general", "domain"):
+        return "general" if set_name == "general" else "domain"
+    changes = []
+    for curve in curves.values():
+        if curve.record.phase == "cpt" and set_name in curve.losses:
+            known = curve.losses[set_name][np.isfinite(curve.losses[set_name])]
+            changes.append(known[-1] > known[0])
+    return "general" if changes and 2 * sum(changes) > len(changes) else "domain"
+
+
 def candidate_laws(data: Sequence[Observations], side: Side, law: str, set_name: str, where: str | Path) -> list[Law]:
     """The laws to try: the trusted one first.
 

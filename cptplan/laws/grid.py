@@ -228,7 +228,7 @@ def _left(before: Blocks, decay: float) -> tuple[float, float]:
 def _unpaid(drops: FloatArray, decay: float, blocks: Blocks) -> tuple[FloatArray, FloatArray]:
     """What of all falls so far has not paid after each block, and its derivative with respect to lambda.
 
-    u_b = lambda^width_b (u_{b-1} + d_b): the means of two blocks put a fall where its share of them says, to first order.
+    u_b = lambda^width_b (u_{b-1} + d_b): the means of two blocks put a fall where its share of them says, nearly.
     """
     pole = decay**blocks.unit
     unpaid = lfilter([1.0], [1.0, -pole], decay**blocks.width * drops)
