@@ -72,6 +72,7 @@ RUNS: dict[str, RunHistory] = {
     "cpt": cpt_run(wsd(50, peak=1e-3, warmup=5, decay=15), 0.1, wsd(80, warmup=8, decay=20)),
     "uneven": _uneven_run(),
     "open": cpt_run(wsd(40, peak=8e-4, warmup=4, decay=10), 0.3),
+    "told": replace(cpt_run(np.linspace(7e-4, 1e-4, 40), 0.2), last_lr=3e-4, known_area=0.12),
 }
 
 

@@ -57,10 +57,12 @@ def _cpt(law: Law, p: Named, c: Named, run: RunHistory, step: int) -> float:
     before = [float(r) / law.reference_lr for r in run.pretrain_lr]
     own = [float(r) / law.reference_lr for r in run.lr[:step]]
     rates, shifts = before + own, run.phase == "cpt"
-    area = _area(rates, p.get("p", 1.0)) + (p.get("S_pt", 0.0) if shifts and not run.pretrain_known else 0.0)
+    area = _area(rates, p.get("p", 1.0))
+    if shifts and not run.pretrain_known:
+        area += p.get("S_pt", 0.0) if run.known_area is None else run.known_area / law.reference_lr
     millions = run.num_params / 1e6 if law.form.sizes else 1.0
     loss = c["L0"] + c["A"] * max(area, 1.0) ** -p["alpha"] + c.get("F", 0.0) * millions ** -p.get("g3", 0.0)
-    loss -= _annealing(p, c, run, [float(r) / law.reference_lr for r in run.lr], before, step, millions)
+    loss -= _annealing(law, p, c, run, step, millions)
     if not shifts:
         return loss
     weights = [r if any(own) else 1.0 for r in own] or [1.0]
@@ -84,18 +86,18 @@ def _cpt(law: Law, p: Named, c: Named, run: RunHistory, step: int) -> float:
     return loss
 
 
-def _annealing(
-    p: Named, c: Named, run: RunHistory, own: list[float], before: list[float], step: int, millions: float
-) -> float:
+def _annealing(law: Law, p: Named, c: Named, run: RunHistory, step: int, millions: float) -> float:
     """C1 N^g1 S2 of pre-training + C2 N^g2 S2 of CPT, S2 by the phase in which the rate fell."""
     gains = {"C1": 0.0, "C2": 0.0}
+    before, own = ([float(r) / law.reference_lr for r in part] for part in (run.pretrain_lr, run.lr))
     rates = before + own
     for k, fall in _falls(rates, _warm(before or own) if before or run.phase == "pretrain" else -1):
         if k < len(before) + step:
             term = "C1" if run.phase == "pretrain" or k < len(before) else "C2"
             gains[term] += fall * (1 - (1 - 1 / p["forgetting_time"]) ** (len(before) + step - k))
-    if not before and run.phase == "cpt" and step:  # taken as annealed: the rate rises from 0
-        gains["C2"] -= rates[0] * (1 - (1 - 1 / p["forgetting_time"]) ** step)
+    if not before and run.phase == "cpt" and step:  # from the last rate that is told, or from 0: taken as annealed
+        rise = rates[0] - (run.last_lr or 0.0) / law.reference_lr
+        gains["C2"] -= rise * (1 - (1 - 1 / p["forgetting_time"]) ** step)
     return sum(c[name] * gain * millions ** p.get(name.replace("C", "g"), 0.0) for name, gain in gains.items())
 
 

@@ -134,9 +134,12 @@ def test_poor_fit_ends_with_4_unless_allowed(cptplan, monkeypatch, tmp_path):
         if not allow_poor:
             raise PoorFitError("a law must predict unseen pilots within 10%; got 20% in x.", hint="run more pilots")
 
-    monkeypatch.setattr(decide, "fit", lambda *_: tmp_path)
-    monkeypatch.setattr(decide, "fit_summary", lambda _: {})
+    monkeypatch.setattr(decide, "train_names", lambda *_: None)
+    monkeypatch.setattr(decide, "fit", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(decide, "fit_summary", lambda *_, **__: {})
     monkeypatch.setattr(tables, "fit_rows", lambda _: [])
+    monkeypatch.setattr(tables, "verdict_lines", lambda _: ["loss_general: odd"])
     monkeypatch.setattr(decide, "check_fit", poor)
-    cptplan.assert_refused("fit", says="must predict unseen pilots within 10%", code=4)
+    said = cptplan.assert_refused("fit", says="must predict unseen pilots within 10%", code=4)
+    assert "note: loss_general: odd" in said.err  # why it is poor is said before it is refused
     assert cptplan("fit", "--allow-poor-fit").code == 0

@@ -26,22 +26,15 @@ def workspace(tmp_path):
     return Workspace(root=tmp_path / "campaign")
 
 
-def test_curves_of_two_batch_sizes_are_not_fitted_together(tmp_path):
-    curves = [make_curve("a"), make_curve("b", batch_tokens=512), make_curve("c", batch_tokens=None)]
-    decide.check_same_batch([curves[0], curves[2]], tmp_path)
-    with pytest.raises(CurveError, match=r"must have one batch_tokens; got \[256, 512\]"):
-        decide.check_same_batch(curves, tmp_path)
-
-
 @pytest.fixture
 def fits(monkeypatch):
     """Fits that take no time: the names of the sets that were fitted."""
     fitted = []
 
-    def select(_curves, name, side, *, seed, where):
-        fitted.append((name, side, seed))
+    def select(_curves, name, side, *, law, seed, where):
+        fitted.append((name, side, law, seed))
 
-    def write(directory, curves_hash, _selections):
+    def write(directory, curves_hash, _selections, _third):
         write_json(directory / "law.json", {"curves_hash": curves_hash})
 
     monkeypatch.setattr(decide, "select_law", select)
@@ -53,13 +46,13 @@ def test_fit_of_the_same_curves_is_found(tmp_path, fits):
     for name in ("a", "b", "c"):
         write_curve(tmp_path / "curves", make_curve(name))
     first = decide.fit(tmp_path / "curves", tmp_path / "fits")
-    assert fits == [("general", "general", 0), ("domain", "domain", 0)]
+    assert fits == [("general", "general", "auto", 0), ("domain", "domain", "auto", 0)]
     assert decide.fit(tmp_path / "curves", tmp_path / "fits") == first
     assert len(fits) == 2
     assert read_json(tmp_path / "fits" / "latest.json")["hash"] == first.name
 
 
-@pytest.mark.parametrize("change", ["curve", "record", "seed", "names"])
+@pytest.mark.parametrize("change", ["curve", "record", "rates", "seed", "names", "law"])
 def test_fit_of_other_curves_is_another(tmp_path, fits, change):
     for name in ("a", "b", "c"):
         write_curve(tmp_path / "curves", make_curve(name))
@@ -69,10 +62,92 @@ def test_fit_of_other_curves_is_another(tmp_path, fits, change):
         curve = make_curve("a", sets=("general", "domain"), **record)
         losses = {name: loss + (change == "curve") for name, loss in curve.losses.items()}
         write_curve(tmp_path / "curves", LossCurve(name="a", record=curve.record, steps=curve.steps, losses=losses))
+    if change == "rates":
+        np.save(tmp_path / "curves" / "a.lr.npy", np.full(8, 2e-3))
     names = ["a", "b"] if change == "names" else None
-    again = decide.fit(tmp_path / "curves", tmp_path / "fits", names, seed=int(change == "seed"))
+    law = "cpt" if change == "law" else "auto"
+    again = decide.fit(tmp_path / "curves", tmp_path / "fits", names, seed=int(change == "seed"), law=law)
     assert again != first
     assert len(fits) == 4
+
+
+def test_sets_of_pretraining_alone_are_not_fitted_beside_pilots(tmp_path, fits):
+    write_curve(tmp_path / "curves", make_curve("base", phase="pretrain", sets=("general", "books")))
+    for name in ("a", "b", "c"):
+        write_curve(tmp_path / "curves", make_curve(name))
+    decide.fit(tmp_path / "curves", tmp_path / "fits")
+    assert [name for name, *_ in fits] == ["general", "domain"]
+    decide.fit(tmp_path / "curves", tmp_path / "fits", ["base"])
+    assert [name for name, *_ in fits[2:]] == ["general", "books"]
+
+
+@pytest.mark.parametrize(
+    ("slopes", "side"), [((-1, -1, -1), "domain"), ((1, 1, -1), "general"), ((1, -1), "domain"), ((), "domain")]
+)
+def test_side_of_a_set_is_what_cpt_mostly_did_to_it(slopes, side):
+    curves = {"base": make_curve("base", phase="pretrain", sets=("law",))}
+    for number, slope in enumerate(slopes):
+        curve = make_curve(f"run-{number}", sets=("law",))
+        loss = 3.0 + 0.01 * slope * curve.steps
+        loss[[0, -1]] += [0.0, np.nan] if number == 0 else [0.0, 0.0]  # the last point may be missing
+        curves[curve.name] = LossCurve(name=curve.name, record=curve.record, steps=curve.steps, losses={"law": loss})
+    assert decide.side_of("law", curves) == side
+    assert (decide.side_of("general", curves), decide.side_of("domain", curves)) == ("general", "domain")
+
+
+@pytest.fixture
+def curves_dir(tmp_path):
+    write_curve(tmp_path / "curves", make_curve("base", phase="pretrain"))
+    for name in ("run-1", "run-2", "run-3", "long-1"):
+        write_curve(tmp_path / "curves", make_curve(name))
+    return tmp_path / "curves"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "names"),
+    [
+        (None, None, None),
+        ("run-1,base", None, ["run-1", "base"]),
+        (None, "long-*", ["base", "run-1", "run-2", "run-3"]),
+        ("run-*", "long-1", ["run-1", "run-2", "run-3"]),
+        ("run-[12],base", "run-3,long-?", ["base", "run-1", "run-2"]),
+    ],
+)
+def test_curves_to_fit_are_those_of_train_or_all_that_are_not_tested(curves_dir, train, test, names):
+    found = decide.train_names(curves_dir, train, test)
+    assert (sorted(found) if test else found) == (sorted(names) if test else names)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ("run-1,run-2", "run-2,long-1", "--train and --test must not share a curve; got run-2 in both"),
+        ("*", "run-1", "--train and --test must not share a curve; got run-1 in both"),
+        (None, "*", "--test must leave curves to fit to; got all of"),
+        ("run-1", "run-4", "run-4"),
+        (None, "nothing-*", r"nothing-\*"),
+    ],
+)
+def test_train_and_test_that_cannot_be_are_refused(curves_dir, train, test, message):
+    with pytest.raises(CurveError, match=message):
+        decide.train_names(curves_dir, train, test)
+
+
+def test_summary_holds_what_was_written_with_the_scores_of_each_set(tmp_path):
+    write_json(tmp_path / "law.json", {"laws": {"general": {"form": "log"}, "domain": {"form": "clock"}}})
+    report = {"sets": {"general": [{"form": "log"}], "domain": []}, "out_of_domain": {"books": {"valid": True}}}
+    write_json(tmp_path / "report.json", report)
+    summary = decide.fit_summary(tmp_path, law="auto", seconds=0.12345678, test={"general": {"mean": {"mape": 0.1}}})
+    assert summary == {
+        "fit": str(tmp_path),
+        "law": "auto",
+        "seconds": 0.1235,
+        "sets": {
+            "general": {"form": "log", "candidates": [{"form": "log"}], "test": {"mean": {"mape": 0.1}}},
+            "domain": {"form": "clock", "candidates": []},
+        },
+        "out_of_domain": {"books": {"valid": True}},
+    }
 
 
 @pytest.mark.parametrize(("discrepancy", "poor"), [(0.09, False), (0.11, True)])
