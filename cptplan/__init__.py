@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_DOOR = {name: "cptplan.api" for name in ("fit", "predict", "read_curves", "simulate")}
+_DOOR = dict.fromkeys(("fit", "predict", "read_curves", "simulate"), "cptplan.api")
 """Public functions and where they are; loaded when they are asked for, so that importing the package stays fast."""
 
 

@@ -64,10 +64,9 @@ def predict(
 ) -> dict[str, PredictedRun]:
     """Whole curves with intervals.
 
-        name: select_law(
-            found, name, side_of(name, found), law=law, num_draws=num_draws, seed=seed, where=where
-        )
-               name: curves, or runs that were never trained. names: which to predict; the CPT runs when None.
+    Args:      fit: a directory that cptplan fit wrote, or what fit() returned. runs: what to predict and what it
+               continues, by name: curves, or runs that were never trained. names: which to predict; the CPT runs when
+               None.
     Raises:    CurveError, ConfigError: see predict_runs.
     """
     given = read_fit(Path(fit)) if isinstance(fit, str | Path) else fit
