@@ -237,17 +237,22 @@ def _unpaid(drops: FloatArray, decay: float, blocks: Blocks) -> tuple[FloatArray
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drops:
-    """Falls of the rate in groups: how much, at which step, at which rate, after which forward area."""
+    """Falls of the rate in groups: how much, at which rate, after which forward area, from which step to which."""
 
     size: FloatArray
-    step: FloatArray
     rate: FloatArray
     area: FloatArray
+    begin: FloatArray
+    """Finished steps before the first fall of a group."""
+    span: FloatArray
+    """Steps from there until all of the group has fallen."""
+    reach: FloatArray
+    """Half of the forward area between the first fall and the last."""
 
 
 @lru_cache(maxsize=512)
 def grouped_drops(grid: Grid) -> Drops:
-    """The falls of a pre-training run in at most MAX_DROPS groups with their mean step, rate and area.
+    """The falls of a pre-training run in at most MAX_DROPS groups with their mean rate and area.
 
     For laws whose sums do not obey a recursion. Up to MAX_DROPS falls each stay alone; more are grouped in order.
     """
@@ -269,4 +274,12 @@ def grouped_drops(grid: Grid) -> Drops:
         solid = np.abs(size) > 1e-9 * np.bincount(group, weights=np.abs(grid.drops[at]))
         return np.where(solid, signed / np.where(solid, size, 1.0), plain)
 
-    return Drops(size=size, step=mean(grid.edges[:-1]), rate=mean(grid.own.lr), area=mean(area))
+    first, last = at[np.diff(group, prepend=-1) > 0], at[np.diff(group, append=group[-1:] + 1) > 0]
+    return Drops(
+        size=size,
+        rate=mean(grid.own.lr),
+        area=mean(area),
+        begin=grid.edges[first],
+        span=grid.edges[last + 1] - grid.edges[first],
+        reach=0.5 * (area[last] - area[first]),
+    )

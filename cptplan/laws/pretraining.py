@@ -135,6 +135,7 @@ class _Pairs:
     since: FloatArray
     """Forward area from the fall to the point, 0 for falls still to come, shape (points, falls)."""
     size: FloatArray
+    """What has fallen by then, shape (points, falls)."""
     log_rate: FloatArray
     source: FloatArray
     """Forward area before each fall."""
@@ -152,10 +153,12 @@ def _pairs(grid: Grid, steps: IntArray) -> _Pairs:
         return found[1]
     drops = grouped_drops(grid)
     area = grid.at(steps, forward_sums(grid, 1.0)[0])
-    since = np.where(drops.step[None, :] < steps[:, None], np.maximum(area[:, None] - drops.area[None, :], 0.0), 0.0)
+    # of a group that is still falling a share counts, and the middle of that share
+    share = np.clip((steps[:, None] - drops.begin) / drops.span, 0.0, 1.0)
+    since = np.maximum(area[:, None] - drops.area + (1.0 - share) * drops.reach, 0.0)
     pairs = _Pairs(
-        since=since,
-        size=drops.size,
+        since=np.where(share > 0.0, since, 0.0),
+        size=share * drops.size,
         log_rate=np.log(np.maximum(drops.rate, 1e-6)),  # a rate of 0: gains of falls to 0 stay finite
         source=np.maximum(drops.area, 1.0),
         steps=steps.copy(),
@@ -199,8 +202,8 @@ class MultiPowerLaw(_ScheduleLaw):
         by_log_x = p["beta"] * left * (x / (1.0 + x)) * size
         slopes["B", "C"] = -by_log_x.sum(axis=1) / p["C"]
         slopes["B", "gamma"] = by_log_x @ pairs.log_rate
-        slopes["B", "beta"] = -(growth * left) @ size
-        return self._columns(values, [*columns, -((1.0 - left) @ size)], slopes)
+        slopes["B", "beta"] = -(growth * left * size).sum(axis=1)
+        return self._columns(values, [*columns, -((1.0 - left) * size).sum(axis=1)], slopes)
 
 
 class FslLaw(_ScheduleLaw):
@@ -231,7 +234,8 @@ class FslLaw(_ScheduleLaw):
         left = np.exp(-p["gamma"] * growth)
         by_pace = p["gamma"] * left * pairs.since / (1.0 + x)
         for term, size in (("c2", pairs.size), ("c3", early)):
-            slopes[term, "c4"] = -(by_pace @ size)
-            slopes[term, "gamma"] = -((growth * left) @ size)
-        slopes["c3", "alpha"] = (1.0 - left) @ (early * np.log(pairs.source))
-        return self._columns(values, [*columns, -((1.0 - left) @ pairs.size), -((1.0 - left) @ early)], slopes)
+            slopes[term, "c4"] = -(by_pace * size).sum(axis=1)
+            slopes[term, "gamma"] = -(growth * left * size).sum(axis=1)
+        slopes["c3", "alpha"] = ((1.0 - left) * early) @ np.log(pairs.source)
+        gains = [-((1.0 - left) * size).sum(axis=1) for size in (pairs.size, early)]
+        return self._columns(values, [*columns, *gains], slopes)
