@@ -1,4 +1,4 @@
-"""The verbs one after another, as a user types them: simulate a campaign, fit it, predict a run that it has not seen."""
+"""The verbs one after another, as a user types them: simulate a campaign, fit it, predict a run it has not seen."""
 
 from __future__ import annotations
 
