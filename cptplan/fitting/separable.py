@@ -24,7 +24,7 @@ IntArray = NDArray[np.int64]
 
 NUM_STARTS = 8
 NUM_POLISHED = 2
-REWEIGHTING_ROUNDS = 4  # measured: 5 % of points 30 % too low move predictions by 0.7 % after two rounds, by 0.1 % after four
+REWEIGHTING_ROUNDS = 4  # measured: 5 % of points 30 % too low move predictions by 0.7 % after 2, by 0.1 % after 4
 ROUGH_SCALE = 0.01  # assumed: relative residuals of a first guess
 ROUGH_EVALUATIONS = 10
 HUBER_KNEE = 1.345  # published: 95 % efficiency at the normal distribution (Huber 1981)
