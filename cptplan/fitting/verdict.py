@@ -18,6 +18,7 @@ FloatArray = NDArray[np.float64]
 AT_BOUND = 0.01  # of the range between the bounds, in the search coordinate
 PRIOR_DECIDES = 0.9  # a parameter whose width shrinks by less than a tenth is the prior's
 STRUCTURED = 0.5  # assumed: above this, neighbouring residuals share most of their size
+NEGLIGIBLE = 2e-4  # assumed: relative residuals of this size are no shape to speak of (simulated curves without noise)
 
 
 class Verdict(Contract):
@@ -58,11 +59,12 @@ def judge(
     Args:      data: the fitted points. support: of the curves that judge. warnings: of the curves themselves.
     """
     residuals = [predict(law, solution, d.history, d.steps) / d.loss - 1.0 for d in data]
+    visible = np.sqrt(np.mean(np.concatenate(residuals) ** 2)) > NEGLIGIBLE
     return Verdict(
         converged=solution.converged,
         at_bound=_at_bound(law, solution, data),
         prior_decides=_prior_decides(law, solution, data),
-        residual_correlation=neighbour_correlation(residuals),
+        residual_correlation=neighbour_correlation(residuals) if visible else 0.0,
         unidentified=_unidentified(data, support),
         warnings=tuple(warnings),
     )
@@ -116,10 +118,11 @@ def _unidentified(data: Sequence[Observations], support: Support) -> tuple[str, 
         found.append(f"replay below {low:.0%} was never tried")
     elif sum(0.0 < float(h.replay_ratio.mean()) <= 0.1 for h in histories) == 0:
         found.append("replay between 0 and 10 % was never tried, where forgetting changes most")
-    if not any(h.pretrain_known for h in histories):
-        found.append(
-            "pre-training is unknown: its area S_pt is fitted and means nothing, the start is taken as annealed"
-        )
+    unknown = [h for h in histories if not h.pretrain_known]
+    if any(h.known_area is None for h in unknown):
+        found.append("pre-training is unknown: its area S_pt is fitted and means nothing")
+    if any(h.last_lr is None for h in unknown):
+        found.append("the last rate of pre-training is unknown: the start is taken as annealed")
     return tuple(found)
 
 
