@@ -66,6 +66,7 @@ def predict_runs(
         notes: list[str] = []
         for number, (set_name, law) in enumerate(laws.items()):
             check_start(law.law, history, name)
+            law.support.check_batch(history, name)
             # an interval that is held against measured losses must allow for their noise
             bands[set_name] = law.predict(history, steps, level, seed + number, measured=set_name in run.losses)
             notes += law.support.flags(history, law.law.reference_lr)

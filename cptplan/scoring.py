@@ -39,6 +39,7 @@ def score_curve(law: FittedLaw, curve: LossCurve, curves: Mapping[str, LossCurve
     Raises:    CurveError if the curve has no such point.
     """
     history, loss = history_of(curve, curves), curve.losses[law.set_name]
+    law.support.check_batch(history, curve.name)
     keep = np.isfinite(loss) & (curve.steps > warmup_steps(history))
     if not keep.any():
         raise CurveError(

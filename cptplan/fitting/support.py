@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from cptplan.contract import Contract
+from cptplan.errors import ConfigError
 from cptplan.laws.history import Observations, RunHistory
 
 Range = tuple[float, float]
@@ -30,6 +31,21 @@ class Support(Contract):
     most_passes: float
     """Passes over the domain's unique tokens, 1 when every token was fresh."""
     num_params: Range | None = None
+    batch_tokens: int | None = None
+    """Tokens of one optimiser step of all curves; None when not known."""
+
+    def check_batch(self, history: RunHistory, name: str) -> None:
+        """Raise ConfigError if a run has another batch size than the curves: the laws count optimiser steps.
+
+        Nobody has published a conversion that holds (arXiv:2505.07796, appendix F, fits each batch size apart).
+        """
+        known = self.batch_tokens is not None and history.batch_tokens is not None
+        if known and history.batch_tokens != self.batch_tokens:
+            raise ConfigError(
+                f"batch_tokens must be {self.batch_tokens}, that of the fitted curves; got {history.batch_tokens} in "
+                f"{name}.",
+                hint="run pilots at the batch size of the run to predict",
+            )
 
     def flags(self, history: RunHistory, reference_lr: float) -> tuple[str, ...]:
         """Where a run lies outside, one sentence each.
@@ -41,7 +57,10 @@ class Support(Contract):
         if not self.peak_lr[0] / MARGIN <= peak <= self.peak_lr[1] * MARGIN:
             found.append(f"peak rate {peak:.3g} is outside the tried {_span(self.peak_lr)}")
         replay = float(history.replay_ratio.mean())
-        if history.phase == "cpt" and not self.replay_ratio[0] - 0.01 <= replay <= self.replay_ratio[1] + 0.01:
+        low, high = max(self.replay_ratio[0] - 0.01, 0.5 * self.replay_ratio[0]), self.replay_ratio[1] + 0.01
+        if (
+            history.phase == "cpt" and not low <= replay <= high
+        ):  # below: a half is far, forgetting is logarithmic there
             found.append(f"replay ratio {replay:.1%} is outside the tried {_span(self.replay_ratio, percent=True)}")
         longer = len(history.lr) / max(self.longest_steps, 1)
         if longer > LONGER:
@@ -78,6 +97,7 @@ def support_of(data: Sequence[Observations], reference_lr: float) -> Support:
         loss_potential=_range([potential_of(h) for h in histories]),
         most_passes=max(passes_of(h) for h in histories),
         num_params=_range(sizes) if sizes else None,
+        batch_tokens=next((h.batch_tokens for h in histories if h.batch_tokens is not None), None),
     )
 
 

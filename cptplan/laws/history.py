@@ -33,6 +33,8 @@ class RunHistory:
     """General share of the tokens of this phase's steps, in [0, 1], shape (steps,)."""
     domain_passes: FloatArray | None = None
     """Domain tokens read before each step over the unique ones, shape (steps,); None: every token is fresh."""
+    batch_tokens: int | None = None
+    """Tokens of one optimiser step; None when not known. Laws count steps, so runs of another batch are refused."""
     last_lr: float | None = None
     """Rate of the last step of an unknown pre-training; None: taken as annealed to 0."""
     known_area: float | None = None
@@ -73,6 +75,7 @@ def history_of(curve: LossCurve, curves: Mapping[str, LossCurve]) -> RunHistory:
             lr=lr,
             replay_ratio=np.ones_like(replay),
             num_params=_size(curve),
+            batch_tokens=curve.record.batch_tokens,
         )
     chunks: list[FloatArray] = []
     seen, current = {curve.name}, curve
@@ -99,6 +102,7 @@ def history_of(curve: LossCurve, curves: Mapping[str, LossCurve]) -> RunHistory:
         replay_ratio=replay if curve.record.phase == "cpt" else np.ones_like(replay),
         domain_passes=_domain_passes(curve, replay) if curve.record.phase == "cpt" else None,
         num_params=_size(curve),
+        batch_tokens=curve.record.batch_tokens,
     )
 
 
