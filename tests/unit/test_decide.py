@@ -81,20 +81,6 @@ def test_sets_of_pretraining_alone_are_not_fitted_beside_pilots(tmp_path, fits):
     assert [name for name, *_ in fits[2:]] == ["general", "books"]
 
 
-@pytest.mark.parametrize(
-    ("slopes", "side"), [((-1, -1, -1), "domain"), ((1, 1, -1), "general"), ((1, -1), "domain"), ((), "domain")]
-)
-def test_side_of_a_set_is_what_cpt_mostly_did_to_it(slopes, side):
-    curves = {"base": make_curve("base", phase="pretrain", sets=("law",))}
-    for number, slope in enumerate(slopes):
-        curve = make_curve(f"run-{number}", sets=("law",))
-        loss = 3.0 + 0.01 * slope * curve.steps
-        loss[[0, -1]] += [0.0, np.nan] if number == 0 else [0.0, 0.0]  # the last point may be missing
-        curves[curve.name] = LossCurve(name=curve.name, record=curve.record, steps=curve.steps, losses={"law": loss})
-    assert decide.side_of("law", curves) == side
-    assert (decide.side_of("general", curves), decide.side_of("domain", curves)) == ("general", "domain")
-
-
 @pytest.fixture
 def curves_dir(tmp_path):
     write_curve(tmp_path / "curves", make_curve("base", phase="pretrain"))
