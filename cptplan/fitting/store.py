@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -112,13 +114,13 @@ def read_fit(directory: Path) -> dict[str, FittedLaw]:
     """
     stored = StoredFit.parse(read_json(directory / "law.json"), str(directory / "law.json"))
     try:
-        with np.load(directory / "draws.npz", allow_pickle=False) as arrays:
+        with (directory / "draws.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             draws = {key: np.asarray(arrays[key], dtype=np.float64) for key in arrays.files}
         return {
             name: _load(name, law, draws[f"{name}.values"], draws[f"{name}.coefficients"])
             for name, law in stored.laws.items()
         }
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"draws.npz must hold the draws of law.json; got {error} in {directory}.", hint="run cptplan fit again"
         ) from error
