@@ -12,6 +12,7 @@ from cptplan.curves import LossCurve, read_curve_directory, select_names
 from cptplan.errors import CurveError
 from cptplan.fitting.fitted import FittedLaw
 from cptplan.fitting.store import read_fit
+from cptplan.known_law import check_start
 from cptplan.laws.history import RunHistory, history_of
 
 
@@ -25,8 +26,9 @@ class Metrics:
     """Root mean square error, nats per token."""
     worst: float
     """Largest absolute relative error."""
-    r2: float
-    """Share of the variance of the loss along the curve that is predicted; below 0: worse than the curve's own mean."""
+    r2: float | None
+    """Share of the variance of the loss along the curve that is predicted; below 0: worse than the curve's own mean.
+    None for a curve of one value."""
     coverage90: float
     """Share of measured points inside the 90 % interval of a measured value."""
     end_error: float
@@ -36,9 +38,11 @@ class Metrics:
 def score_curve(law: FittedLaw, curve: LossCurve, curves: Mapping[str, LossCurve]) -> Metrics:
     """Compare a fitted law with a measured curve at every logged point; of pre-training, after its warm-up.
 
-    Raises:    CurveError if the curve has no such point.
+    Raises:    CurveError if the curve has no such point; ConfigError if its start or its batch size is not what the law
+               was fitted with.
     """
     history, loss = history_of(curve, curves), curve.losses[law.set_name]
+    check_start(law.law, history, curve.name)
     law.support.check_batch(history, curve.name)
     keep = np.isfinite(loss) & (curve.steps > warmup_steps(history))
     if not keep.any():
@@ -55,7 +59,7 @@ def score_curve(law: FittedLaw, curve: LossCurve, curves: Mapping[str, LossCurve
         mape=float(relative.mean()),
         rmse=float(np.sqrt(np.mean(error**2))),
         worst=float(relative.max()),
-        r2=1.0 - float(np.sum(error**2)) / spread if spread > 0 else float("nan"),
+        r2=1.0 - float(np.sum(error**2)) / spread if spread > 0 else None,
         coverage90=float(np.mean((measured >= band.low) & (measured <= band.high))),
         end_error=float(relative[-1]),
     )
@@ -69,13 +73,16 @@ def warmup_steps(history: RunHistory) -> int:
 
 
 def mean_of(metrics: Iterable[Metrics]) -> Metrics:
-    """Mean over curves; of `worst` the largest."""
+    """Mean over curves, r2 over those that have one; of `worst` the largest."""
     rows = list(metrics)
-    means = {field.name: float(np.nanmean([getattr(row, field.name) for row in rows])) for field in fields(Metrics)}
-    return Metrics(**{**means, "worst": max(row.worst for row in rows)})
+    known = [row.r2 for row in rows if row.r2 is not None]
+    names = [field.name for field in fields(Metrics) if field.name != "r2"]
+    means = {name: float(np.mean([getattr(row, name) for row in rows])) for name in names}
+    means["worst"] = max(row.worst for row in rows)
+    return Metrics(**means, r2=float(np.mean(known)) if known else None)
 
 
-def score_fit(fit_dir: Path, curves_dir: Path, names: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+def score_fit(fit_dir: Path, curves_dir: Path, names: Sequence[str]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Metrics of the named curves by validation set and curve, and their mean under "mean".
 
     Args:      names: curves by name or pattern.
@@ -83,7 +90,7 @@ def score_fit(fit_dir: Path, curves_dir: Path, names: Sequence[str]) -> dict[str
     """
     curves = read_curve_directory(curves_dir, names)
     wanted = set(select_names(curves_dir, names))
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
     for set_name, law in read_fit(fit_dir).items():
         rows = {
             name: score_curve(law, curve, curves)

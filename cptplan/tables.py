@@ -80,7 +80,7 @@ def verdict_lines(fit_dir: Path) -> list[str]:
     return [*found, *(f"loss_{name} {words[fit['valid']]}: {fit['reason']}" for name, fit in third.items())]
 
 
-def score_rows(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Row]:
+def score_rows(scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> list[Row]:
     """One row for each test curve and their mean first, by validation set."""
     return [
         (
@@ -88,7 +88,7 @@ def score_rows(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[
             f"{row['mape']:.3%}",
             f"{row['rmse']:.4f}",
             f"{row['worst']:.2%}",
-            f"{row['r2']:.4f}",
+            "-" if row["r2"] is None else f"{row['r2']:.4f}",
             f"{row['coverage90']:.0%}",
             f"{row['end_error']:.3%}",
         )
