@@ -12,6 +12,7 @@ from cptplan.tables import (
     CORPORA_COLUMNS,
     FIT_COLUMNS,
     PILOT_COLUMNS,
+    SCORE_COLUMNS,
     corpora_rows,
     expectations_in_words,
     fit_rows,
@@ -20,6 +21,8 @@ from cptplan.tables import (
     outcome_rows,
     pilot_rows,
     plan_rows,
+    score_rows,
+    verdict_lines,
 )
 
 
@@ -49,6 +52,51 @@ def test_fits_show_the_kept_form_first(tmp_path):
         ("", "a", "20.00%", "10.00%", ""),
     ]
     assert len(FIT_COLUMNS) == 5
+
+
+def write_laws(directory, laws, third=None):
+    verdict = {
+        "converged": True,
+        "at_bound": [],
+        "prior_decides": [],
+        "residual_correlation": 0.0,
+        "unidentified": ["only one peak rate was tried"],
+    }
+    made = {
+        name: {"form": form, "reason": reason, "verdict": {**verdict, "at_bound": bounds}}
+        for name, (form, reason, bounds) in laws.items()
+    }
+    write_json(directory / "law.json", {"laws": made})
+    write_json(directory / "report.json", {"out_of_domain": third or {}})
+
+
+def test_notes_on_a_fit_say_why_and_what_is_said_of_all_sets_once(tmp_path):
+    write_laws(tmp_path, {"general": ("log", "it has held", ["C2 = 0"]), "domain": ("clock", "it has held", [])})
+    assert verdict_lines(tmp_path) == [
+        "loss_general: log: it has held",
+        "all: only one peak rate was tried",
+        "loss_general: at a bound: C2 = 0",
+        "loss_domain: clock: it has held",
+    ]
+
+
+def test_notes_tell_what_third_sets_are(tmp_path):
+    third = {"books": {"valid": True, "reason": "0.2 % off"}, "law": {"valid": False, "reason": "9 % off"}}
+    write_laws(tmp_path, {"general": ("log", "it has held", [])}, third)
+    assert verdict_lines(tmp_path)[-2:] == [
+        "loss_books is a combination of general and domain loss: 0.2 % off",
+        "loss_law is not to be combined of the two: 9 % off",
+    ]
+
+
+def test_scores_show_the_mean_first_and_no_r2_where_there_is_none():
+    row = {"mape": 0.00123, "rmse": 0.00456, "worst": 0.0321, "r2": 0.98765, "coverage90": 0.925, "end_error": 0.0005}
+    rows = score_rows({"general": {"mean": row, "long": {**row, "r2": None}}, "domain": {"mean": row}})
+    cells = ("0.123%", "0.0046", "3.21%", "0.9877", "92%", "0.050%")
+    assert rows[0] == ("general: mean", *cells)
+    assert rows[1] == ("  long", *cells[:3], "-", *cells[4:])
+    assert [r[0] for r in rows] == ["general: mean", "  long", "domain: mean"]
+    assert {len(r) for r in rows} == {len(SCORE_COLUMNS)}
 
 
 @pytest.mark.parametrize(("signed", "words"), [(False, "-0.123 [-0.200, 0.046]"), (True, "-0.123 [-0.200, +0.046]")])
