@@ -13,7 +13,7 @@ import numpy as np
 
 from cptplan.curves import CurveRecord, LossCurve, read_curve_directory
 from cptplan.errors import ConfigError
-from cptplan.fitting.fitted import NUM_DRAWS, FittedLaw
+from cptplan.fitting.fitted import FittedLaw
 from cptplan.fitting.select import Selection, select_law, sets_of, side_of
 from cptplan.fitting.store import read_fit
 from cptplan.known_law import KnownLaw, LossModel
@@ -36,7 +36,6 @@ def fit(
     sets: Iterable[str] | None = None,
     *,
     law: str = "auto",
-    num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> dict[str, Selection]:
     """The fitted law of every validation set, with the laws it was chosen from and the verdict.
@@ -48,10 +47,7 @@ def fit(
     found = curves if isinstance(curves, Mapping) else read_curves(curves)
     where = "the curves given" if isinstance(curves, Mapping) else str(curves)
     names = sets_of(found) if sets is None else sets
-    return {
-        name: select_law(found, name, side_of(name, found), law=law, num_draws=num_draws, seed=seed, where=where)
-        for name in names
-    }
+    return {name: select_law(found, name, side_of(name, found), law=law, seed=seed, where=where) for name in names}
 
 
 def predict(

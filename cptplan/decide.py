@@ -188,7 +188,7 @@ def train_names(curves_dir: Path, train: str | None, test: str | None) -> list[s
 def fit_summary(fit_dir: Path, *, law: str, seconds: float, test: Mapping[str, Any]) -> dict[str, Any]:
     """What a fit found, as JSON: law.json and report.json by validation set, and the scores on test curves.
 
-    Args:      law: what was asked for. seconds: of the fit with its draws; near 0 when it was there already.
+    Args:      law: what was asked for. seconds: of the fit with its left-out fits; near 0 when it was there already.
                test: scoring.score_fit's.
     """
     stored, report = read_json(fit_dir / "law.json"), read_json(fit_dir / "report.json")

@@ -1,1 +1,1 @@
-"""Fitting laws to curves: separable solver, draws, and the test that decides which form to trust."""
+"""Fitting laws to curves: separable solver, intervals, and the test that decides which form to trust."""

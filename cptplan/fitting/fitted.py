@@ -1,8 +1,8 @@
-"""A fitted law with its uncertainty: draws of the parameters, and what the law is known to miss.
+"""A fitted law with its uncertainty, from what the fit would have been without each of its curves.
 
-Two parts make an interval. Draws: the fit repeated under random curve weights (Bayesian bootstrap over whole curves,
-Rubin 1981), because points of one curve are not independent. Discrepancy: a law is never exact; how far it misses
-pilots that were left out of the fit is measured, and is assumed to grow once a run goes on past the pilots.
+Points of one curve are not independent, and a law is never exact; whole curves are what is independent. So the spread
+is the jackknife's over curves (Tukey 1958): the fits without one curve each differ by what one curve can teach, by the
+law's own misfit, and the more the further a run goes beyond the curves. Tails are Student's t, since curves are few.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t as student_t
+from scipy.stats import chi2, norm, qmc
 
 from cptplan.fitting.separable import Solution, predict, solve
 from cptplan.fitting.support import Support
@@ -22,11 +22,9 @@ from cptplan.laws.protocol import Law
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-NUM_DRAWS = 64
-RATE_BANDWIDTH = 0.5  # assumed: pilots within a factor of e^0.5 of a rate speak for it
-GROWTH_PER_DOUBLING = 0.15  # set on 18 real runs and 36 virtual campaigns; checked in reports/benchmarks on others
-MANY_CURVES, STRETCHES = 6, 4  # assumed: fewer whole curves make a poor bootstrap; stretches stand in
-FLOOR_SHARE = 0.5  # assumed: part of the held-out error that no draw explains away
+NUM_SAMPLES = 256
+MANY_CURVES, STRETCHES = 6, 4  # assumed: of fewer curves, a stretch of one is left out at a time
+OWN_SHARE = 0.2  # of the noise of a point: what two runs of the same settings differ by; measured on virtual campaigns
 LATE_SHARE = 0.5  # points after this share of a pilot judge it: the plan is about ends, not about transients
 
 
@@ -50,8 +48,8 @@ class HeldOut:
     """Root mean square of the relative error over the later half."""
     end_error: float
     """Relative error at the last point, predicted / measured - 1."""
-    late_spread: float
-    """Root mean square of the relative standard deviation of the draws over the later half."""
+    late_bias: float
+    """Mean relative error over the later half."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +59,8 @@ class FittedLaw:
     set_name: str
     law: Law
     best: Solution
-    draws: tuple[Solution, ...]
+    left_out: tuple[Solution, ...]
+    """The fits without one curve each, or without one stretch of one."""
     held_out: tuple[HeldOut, ...]
     in_sample_error: float
     """Root mean square of the relative residuals of the fit."""
@@ -79,40 +78,28 @@ class FittedLaw:
         """Relative standard deviation of what the law misses late in an unseen run as long as the pilots."""
         return rms([h.late_error for h in self.held_out]) if self.held_out else self.in_sample_error
 
-    def discrepancy_near(self, peak_lr: float) -> float:
-        """What the law misses in runs at a peak rate, beyond what the draws already say, as a relative deviation.
-
-        Held-out errors less the spread of the draws, weighted by how near the pilots' rates are: at high rates the loss
-        is noisier and the law misses more; weights are a normal kernel over the logarithm. A law is never exact, so at
-        least FLOOR_SHARE of the held-out error stays.
-        Args:      peak_lr: dimensionless, > 0.
-        """
-        if not self.held_out:
-            return self.in_sample_error
-        distance = np.log(np.array([h.peak_lr for h in self.held_out]) / peak_lr) / RATE_BANDWIDTH
-        weights = np.exp(-0.5 * distance**2) + 1e-3  # far from all pilots, all count alike
-        weights /= weights.sum()
-        missed = float(weights @ np.array([h.late_error**2 for h in self.held_out]))
-        known = float(weights @ np.array([h.late_spread**2 for h in self.held_out]))
-        return float(np.sqrt(max(missed - known, FLOOR_SHARE**2 * missed)))
-
     def mean(self, history: RunHistory, steps: IntArray) -> FloatArray:
         """Best prediction after each of the steps, nats per token, shape (points,)."""
         return predict(self.law, self.best, history, steps)
 
     def sample(self, history: RunHistory, steps: IntArray, seed: int = 0) -> FloatArray:
-        """Possible curves of the run, discrepancy included, nats per token, shape (draws, points).
+        """Possible curves of the run, nats per token, shape (NUM_SAMPLES, points).
 
-        The discrepancy of one draw is one relative offset for the whole curve, from a Student t with as many degrees of
-        freedom as held-out pilots less one; it fades in with the shift, since the loss before training is known.
+        mean + t sum_i z_i sqrt((n - 1) / n) (fit without i - their mean), z normal, t of the n - 1 degrees of freedom:
+        its covariance is the jackknife's. To it come what two runs of the same settings differ by and, until the first
+        jump has settled, the error that the law makes there.
         """
-        curves = np.stack([predict(self.law, draw, history, steps) for draw in self.draws])
-        rng = np.random.default_rng(seed)
-        freedom = max(len(self.held_out) - 1, 2)
-        # one offset from each slice of the t distribution, so that the tails do not hang on a few lucky draws
-        slices = (rng.permutation(len(self.draws)) + 0.5) / len(self.draws)
-        offsets = student_t.ppf(slices, freedom)
-        return curves * (1.0 + offsets[:, None] * self._discrepancy_along(history, steps))
+        without = np.stack([predict(self.law, one, history, steps) for one in self.left_out])
+        count = len(without)
+        spread = np.sqrt((count - 1) / count) * (without - without.mean(axis=0))
+        freedom = max(count - 1, 2)
+        # a Sobol set: the tails do not hang on a few lucky samples
+        unit = np.clip(qmc.Sobol(count + 3, seed=seed).random(NUM_SAMPLES), 1e-6, 1.0 - 1e-6)
+        z = norm.ppf(unit[:, :-1])
+        heavy = np.sqrt(freedom / chi2.ppf(unit[:, -1:], freedom))
+        mean = self.mean(history, steps)
+        own = OWN_SHARE * self.noise * z[:, count : count + 1] + self._unsettled(history, steps) * z[:, count + 1 :]
+        return np.asarray(mean + heavy * (z[:, :count] @ spread) + own * mean)
 
     def predict(
         self, history: RunHistory, steps: IntArray, level: float = 0.9, seed: int = 0, *, measured: bool = False
@@ -120,7 +107,7 @@ class FittedLaw:
         """Mean and central interval of the run's loss after each step.
 
         Args:      history: rates and shares of the run. steps: finished steps, shape (points,). level: such as 0.9.
-                   measured: the interval of a measured value, with the noise of one evaluation, not of the mean curve.
+                   measured: the interval of a measured value, with the noise of one evaluation.
         """
         sampled = self.sample(history, steps, seed)
         if measured:
@@ -131,56 +118,20 @@ class FittedLaw:
         mean = self.mean(history, steps)
         return Prediction(mean=mean, low=np.minimum(low, mean), high=np.maximum(high, mean), level=level)
 
-    def _discrepancy_along(self, history: RunHistory, steps: IntArray) -> FloatArray:
-        """Relative standard deviation of what the law misses along a run, shape (points,).
+    def parameter_spread(self) -> tuple[FloatArray, FloatArray]:
+        """Jackknife standard deviations of nonlinear and linear parameters, in the order of the law's."""
+        found = []
+        for rows in ([s.values for s in self.left_out], [s.coefficients for s in self.left_out]):
+            table = np.stack(rows)
+            found.append(np.sqrt((len(table) - 1) * np.mean((table - table.mean(axis=0)) ** 2, axis=0)))
+        return found[0], found[1]
 
-        Nothing before training, the transient's error until it settles, the held-out error at the pilots' length, and
-        beyond it 15 % more for each doubling of the steps or of the area, whichever is further out.
-        """
-        area = np.concatenate([[0.0], np.cumsum(history.lr / self.law.reference_lr)])[steps]
-        further = np.maximum(area / max(self.support.longest_area, 1e-12), steps / max(self.support.longest_steps, 1))
-        beyond = np.log2(np.maximum(further, 1.0))
-        near = self.discrepancy_near(float(history.lr.max()))
-        settled = np.full(len(steps), near) * (1.0 + GROWTH_PER_DOUBLING * beyond)
+    def _unsettled(self, history: RunHistory, steps: IntArray) -> FloatArray:
+        """Relative error of the law in the first steps of CPT, which are not fitted: whole until settled, then less."""
         if history.phase == "pretrain":
-            return settled
-        extra = max(self.transient_error - near, 0.0)
+            return np.zeros(len(steps))
         fading = np.clip(2.0 - steps / max(self.settled_step, 1), 0.0, 1.0)  # 1 until settled, 0 at twice that
-        return np.where(steps == 0, 0.0, settled + extra * fading)
-
-
-def draw(
-    law: Law,
-    set_name: str,
-    data: Sequence[Observations],
-    best: Solution,
-    held_out: tuple[HeldOut, ...],
-    *,
-    support: Support,
-    transient: Sequence[Observations] = (),
-    settled_step: int = 0,
-    num_draws: int = NUM_DRAWS,
-    seed: int = 0,
-) -> FittedLaw:
-    """The fitted law with draws of its parameters: the fit repeated from the best one under random curve weights.
-
-    Args:      data: the points that were fitted. transient: the CPT points before settled_step, which were not.
-    """
-    rng = np.random.default_rng(seed)
-    draws = tuple(solve(law, data, point_weights=_bootstrap_weights(rng, data), start=best) for _ in range(num_draws))
-    by_name = {d.name: d for d in data}
-    return FittedLaw(
-        set_name=set_name,
-        law=law,
-        best=best,
-        draws=draws,
-        held_out=tuple(replace(h, late_spread=_late_spread(law, draws, by_name[h.curve])) for h in held_out),
-        in_sample_error=in_sample_error(law, best, data),
-        transient_error=in_sample_error(law, best, transient) if transient else 0.0,
-        settled_step=settled_step,
-        support=support,
-        noise=point_noise(law, best, data),
-    )
+        return np.where(steps == 0, 0.0, self.transient_error * fading)
 
 
 def targets(data: Sequence[Observations]) -> tuple[Observations, ...]:
@@ -188,18 +139,18 @@ def targets(data: Sequence[Observations]) -> tuple[Observations, ...]:
     return tuple(d for d in data if d.history.phase == "cpt") or tuple(data)
 
 
-def _late_spread(law: Law, draws: Sequence[Solution], points: Observations) -> float:
-    late = points.steps[points.steps >= LATE_SHARE * points.steps[-1]]
-    curves = np.stack([predict(law, drawn, points.history, late) for drawn in draws])
-    return rms(curves.std(axis=0) / curves.mean(axis=0))
-
-
 def point_noise(law: Law, solution: Solution, data: Sequence[Observations]) -> float:
-    """Relative standard deviation of single points, from the differences of neighbouring residuals (median, robust)."""
-    jumps = [np.diff(predict(law, solution, d.history, d.steps) / d.loss) for d in data if len(d.loss) > 2]
-    if not jumps:
+    """Relative standard deviation of single points around a smooth curve, from neighbouring residuals (median, robust).
+
+    Neighbours share part of their noise; how much tells the difference to the second neighbour.
+    """
+    residuals = [predict(law, solution, d.history, d.steps) / d.loss for d in data if len(d.loss) > 3]
+    if not residuals:
         return 0.0
-    return float(1.4826 * np.median(np.abs(np.concatenate(jumps))) / np.sqrt(2.0))
+    near = 1.4826 * np.median(np.abs(np.concatenate([r[1:] - r[:-1] for r in residuals])))
+    far = 1.4826 * np.median(np.abs(np.concatenate([r[2:] - r[:-2] for r in residuals])))
+    shared = np.clip((far / near) ** 2 - 1.0, 0.0, 0.8) if near > 0 else 0.0
+    return float(near / np.sqrt(2.0 * (1.0 - shared)))
 
 
 def in_sample_error(law: Law, solution: Solution, data: Sequence[Observations]) -> float:
@@ -212,35 +163,45 @@ def rms(values: ArrayLike) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
-def _bootstrap_weights(rng: np.random.Generator, data: Sequence[Observations]) -> list[FloatArray]:
-    """Random weights of mean 1 for the points: one for each curve, or for each stretch of one when curves are few."""
-    stretches = 1 if len(data) >= MANY_CURVES else STRETCHES
-    drawn = rng.standard_exponential((len(data), stretches))
-    drawn *= drawn.size / drawn.sum()
-    return [
-        weights[np.minimum(np.arange(len(d.loss)) * stretches // len(d.loss), stretches - 1)]
-        for weights, d in zip(drawn, data, strict=True)
-    ]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeaveOneOut:
+    """The fits without each of the curves that judge, and how far each misses the curve it has not seen."""
+
+    held_out: tuple[HeldOut, ...]
+    solutions: tuple[Solution, ...]
 
 
-def held_out_errors(law: Law, data: Sequence[Observations], start: Solution) -> tuple[HeldOut, ...]:
-    """Leave each curve that judges out in turn, fit the others, and see how far its later half is missed."""
+def leave_one_out(law: Law, data: Sequence[Observations], start: Solution) -> LeaveOneOut:
+    """Leave each curve that judges out in turn and fit the others; nothing when there is only one."""
     judges = targets(data)
     if len(judges) < 2:
-        return ()
-    found: list[HeldOut] = []
-    for left_out in judges:
-        others = [d for d in data if d is not left_out]
-        solution = solve(law, others, start=start)
-        relative = predict(law, solution, left_out.history, left_out.steps) / left_out.loss - 1.0
-        late = left_out.steps >= LATE_SHARE * left_out.steps[-1]
-        found.append(
-            HeldOut(
-                curve=left_out.name,
-                peak_lr=float(left_out.history.lr.max()),
-                late_error=rms(relative[late]),
-                end_error=float(relative[-1]),
-                late_spread=0.0,
-            )
-        )
+        return LeaveOneOut(held_out=(), solutions=())
+    solutions = tuple(solve(law, [d for d in data if d is not one], start=start) for one in judges)
+    return LeaveOneOut(
+        held_out=tuple(_held_out(law, s, one) for s, one in zip(solutions, judges, strict=True)), solutions=solutions
+    )
+
+
+def _held_out(law: Law, solution: Solution, points: Observations) -> HeldOut:
+    relative = predict(law, solution, points.history, points.steps) / points.loss - 1.0
+    late = relative[points.steps >= LATE_SHARE * points.steps[-1]]
+    return HeldOut(
+        curve=points.name,
+        peak_lr=float(points.history.lr.max()),
+        late_error=rms(late),
+        end_error=float(relative[-1]),
+        late_bias=float(late.mean()),
+    )
+
+
+def leave_stretches_out(law: Law, data: Sequence[Observations], start: Solution) -> tuple[Solution, ...]:
+    """The fits without one stretch of one curve each: what stands in for whole curves when they are few."""
+    found = []
+    for one in targets(data):
+        stretch = np.arange(len(one.loss)) * STRETCHES // len(one.loss)
+        for number in np.unique(stretch):
+            keep = stretch != number
+            rest = replace(one, steps=one.steps[keep], loss=one.loss[keep])
+            left = [rest if d is one else d for d in data if d is not one or keep.any()]
+            found.append(solve(law, left, start=start))
     return tuple(found)

@@ -56,19 +56,18 @@ def solve(
     law: Law,
     data: Sequence[Observations],
     *,
-    point_weights: Sequence[FloatArray] | None = None,
     start: Solution | None = None,
     num_starts: int = NUM_STARTS,
     seed: int = 0,
 ) -> Solution:
     """The best parameters of a law for the points of one validation set.
 
-    Args:      data: points of each curve. point_weights: of each curve's points, mean about 1; equal when None.
-               start: a solution to begin (only) from, with its scale kept: for draws. num_starts: starts of the search,
-               the prior's centre and a Sobol set around it. seed: of the Sobol set.
+    Args:      data: points of each curve; curves count alike. start: a solution to begin (only) from, with its scale
+               kept: for fits to most of the same curves. num_starts: starts of the search, the prior's centre and a
+               Sobol set around it. seed: of the Sobol set.
     Returns:   the solution with the smallest objective; converged False when no start met the solver's tolerance.
     """
-    problem = _Problem(law, data, point_weights)
+    problem = _Problem(law, data)
     if start is not None:
         return problem.refine(start)
     everywhere = np.ones_like(problem.observed)
@@ -85,7 +84,7 @@ def posterior_width(law: Law, data: Sequence[Observations], solution: Solution) 
 
     From the curvature at the solution, with the linear parameters free; linear in the number of points.
     """
-    problem = _Problem(law, data, None)
+    problem = _Problem(law, data)
     jacobian = problem.jacobian(problem.to_z(solution.values), solution.scale, problem.weight)
     return np.asarray(np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian))))
 
@@ -102,14 +101,11 @@ def _starts(law: Law, number: int, seed: int) -> list[FloatArray]:
 class _Problem:
     """One law, one set of points, one weighting."""
 
-    def __init__(self, law: Law, data: Sequence[Observations], point_weights: Sequence[FloatArray] | None) -> None:
+    def __init__(self, law: Law, data: Sequence[Observations]) -> None:
         self.law, self.data = law, data
         self.observed = np.concatenate([d.loss for d in data])
         # whole curves count alike, however often they were logged
-        weights = [np.ones(len(d.loss)) for d in data] if point_weights is None else point_weights
-        self.weight = np.concatenate(
-            [np.sqrt(w * POINTS_PER_CURVE / len(d.loss)) for d, w in zip(data, weights, strict=True)]
-        )
+        self.weight = np.concatenate([np.full(len(d.loss), np.sqrt(POINTS_PER_CURVE / len(d.loss))) for d in data])
         self.signs = np.array([term.sign for term in law.terms], dtype=np.float64)
         self.lower = np.array([p.to_z(max(p.low, 1e-12) if p.log_scale else p.low) for p in law.parameters])
         self.upper = np.array([p.to_z(p.high) for p in law.parameters])

@@ -35,7 +35,7 @@ class StoredLaw(Contract):
     objective: float
     converged: bool
     held_out: tuple[tuple[str, float, float, float, float], ...]
-    """Curve, peak rate, late error, end error and late spread of each pilot when it was left out; relative."""
+    """Curve, peak rate, late error, end error and late bias of each pilot when it was left out; relative."""
     in_sample_error: float
     transient_error: float
     settled_step: int
@@ -62,8 +62,8 @@ def write_fit(
     """
     arrays: dict[str, Any] = {}
     for name, selection in selections.items():
-        arrays[f"{name}.values"] = np.stack([d.values for d in selection.fitted.draws])
-        arrays[f"{name}.coefficients"] = np.stack([d.coefficients for d in selection.fitted.draws])
+        arrays[f"{name}.values"] = np.stack([d.values for d in selection.fitted.left_out])
+        arrays[f"{name}.coefficients"] = np.stack([d.coefficients for d in selection.fitted.left_out])
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(directory / "draws.npz", buffer.getvalue())
@@ -96,7 +96,7 @@ def _store(selection: Selection) -> StoredLaw:
         scale=best.scale,
         objective=best.objective,
         converged=best.converged,
-        held_out=tuple((h.curve, h.peak_lr, h.late_error, h.end_error, h.late_spread) for h in fitted.held_out),
+        held_out=tuple((h.curve, h.peak_lr, h.late_error, h.end_error, h.late_bias) for h in fitted.held_out),
         in_sample_error=fitted.in_sample_error,
         transient_error=fitted.transient_error,
         settled_step=fitted.settled_step,
@@ -115,14 +115,15 @@ def read_fit(directory: Path) -> dict[str, FittedLaw]:
     stored = StoredFit.parse(read_json(directory / "law.json"), str(directory / "law.json"))
     try:
         with (directory / "draws.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            draws = {key: np.asarray(arrays[key], dtype=np.float64) for key in arrays.files}
+            left_out = {key: np.asarray(arrays[key], dtype=np.float64) for key in arrays.files}
         return {
-            name: _load(name, law, draws[f"{name}.values"], draws[f"{name}.coefficients"])
+            name: _load(name, law, left_out[f"{name}.values"], left_out[f"{name}.coefficients"])
             for name, law in stored.laws.items()
         }
     except (OSError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise ConfigError(
-            f"draws.npz must hold the draws of law.json; got {error} in {directory}.", hint="run cptplan fit again"
+            f"draws.npz must hold the left-out fits of law.json; got {error} in {directory}.",
+            hint="run cptplan fit again",
         ) from error
 
 
@@ -144,10 +145,10 @@ def _load(name: str, stored: StoredLaw, values: Any, coefficients: Any) -> Fitte
         best=solution(
             [stored.parameters[p.name] for p in law.parameters], [stored.coefficients[t.name] for t in law.terms]
         ),
-        draws=tuple(solution(v, c) for v, c in zip(values, coefficients, strict=True)),
+        left_out=tuple(solution(v, c) for v, c in zip(values, coefficients, strict=True)),
         held_out=tuple(
-            HeldOut(curve=curve, peak_lr=peak_lr, late_error=late, end_error=end, late_spread=spread)
-            for curve, peak_lr, late, end, spread in stored.held_out
+            HeldOut(curve=curve, peak_lr=peak_lr, late_error=late, end_error=end, late_bias=bias)
+            for curve, peak_lr, late, end, bias in stored.held_out
         ),
         in_sample_error=stored.in_sample_error,
         transient_error=stored.transient_error,

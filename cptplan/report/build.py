@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from cptplan import __version__, decide
 from cptplan.config import Project
@@ -333,12 +334,11 @@ def _export(result: Mapping[str, Any]) -> Path:
 
 
 def _fit_row(name: str, law: FittedLaw, typical_loss: float) -> FitRow:
-    """Parameters with 90 % intervals of the draws, and relative errors turned into nats at a typical loss."""
-    values = np.stack([d.values for d in law.draws])
-    coefficients = np.stack([d.coefficients for d in law.draws])
+    """Parameters with 90 % intervals of the jackknife, and relative errors turned into nats at a typical loss."""
     names = [*(p.name for p in law.law.parameters), *(t.name for t in law.law.terms)]
     best = np.concatenate([law.best.values, law.best.coefficients])
-    low, high = np.percentile(np.concatenate([values, coefficients], axis=1), [5.0, 95.0], axis=0)
+    half = student_t.ppf(0.95, max(len(law.left_out) - 1, 2)) * np.concatenate(law.parameter_spread())
+    low, high = best - half, best + half
     return FitRow(
         set_name=name,
         law=law.law.name,

@@ -9,13 +9,12 @@ import errno
 import json
 import os
 import shutil
-from functools import partial
 
 import numpy as np
 import pytest
 from command_line import no_leftovers, write_model, write_project
 
-from cptplan import campaign, decide, stages
+from cptplan import campaign, stages
 from cptplan.config import read_project
 from cptplan.files import read_json, write_json
 from cptplan.workspace import Workspace
@@ -415,7 +414,6 @@ def full_disk(monkeypatch):
 
 
 def test_full_disk_keeps_the_good_files(cptplan, project, monkeypatch):
-    monkeypatch.setattr(decide, "select_law", partial(decide.select_law, num_draws=2))
     directory = write_curves(project / "curves", num_curves=3, sets=("domain",))
     assert cptplan("fit", directory, "-o", "out", "--allow-poor-fit").code == 0
     before = {path: path.read_bytes() for path in (project / "out").rglob("*") if path.is_file()}

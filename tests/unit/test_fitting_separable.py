@@ -153,15 +153,6 @@ def test_copied_curves_change_next_to_nothing(law: Law) -> None:
     assert shift(law, solve(law, [*data, *copies]), fitted(law)) < 1e-3
 
 
-@of_each_kind
-def test_curve_of_weight_0_is_as_good_as_not_there(law: Law) -> None:
-    data = data_for(law, NOISE)
-    start = fitted(law)
-    weights = [np.full(len(d.loss), float(d is not data[1])) for d in data]
-    without = solve(law, [d for d in data if d is not data[1]], start=start)
-    np.testing.assert_allclose(solve(law, data, point_weights=weights, start=start).values, without.values, rtol=1e-6)
-
-
 def test_solve_keeps_signs_and_bounds() -> None:
     law = CptLaw("domain", PEAK)
     solution = solve(law, data_for(GENERAL, 0.01))  # the wrong side on purpose

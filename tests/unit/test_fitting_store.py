@@ -23,8 +23,8 @@ CURVES = measured(blank_campaign(), LAWS, 0.003)
 @pytest.fixture(scope="module")
 def selections() -> dict[str, Selection]:
     return {
-        "general": select_law(CURVES, "general", "general", law="cpt-published", num_draws=4),
-        "domain": select_law(CURVES, "domain", "domain", law="annealing", num_draws=4),
+        "general": select_law(CURVES, "general", "general", law="cpt-published"),
+        "domain": select_law(CURVES, "domain", "domain", law="annealing"),
     }
 
 
@@ -63,7 +63,7 @@ def test_files_say_what_was_fitted_why_and_how_well(tmp_path: Path, selections: 
 
 def test_fit_of_one_curve_is_stored_too(tmp_path: Path) -> None:
     curves = measured(blank_pretraining(["cosine"]), AnnealingLaw(PEAK), 0.002)
-    write_fit(tmp_path, "abc", {"general": select_law(curves, "general", "general", law="fsl", num_draws=2)}, {})
+    write_fit(tmp_path, "abc", {"general": select_law(curves, "general", "general", law="fsl")}, {})
     loaded = read_fit(tmp_path)["general"]
     assert loaded.held_out == ()
     assert loaded.law.name == "fsl"
@@ -93,7 +93,7 @@ def draws_of_another(directory: Path) -> None:
 def test_draws_that_do_not_belong_are_refused(tmp_path: Path, selections: dict[str, Selection], spoil) -> None:
     write_fit(tmp_path, "abc", selections, {})
     spoil(tmp_path)
-    with pytest.raises(ConfigError, match=r"draws\.npz must hold the draws of law\.json; got .* in") as error:
+    with pytest.raises(ConfigError, match=r"draws\.npz must hold the left-out fits of law\.json; got .* in") as error:
         read_fit(tmp_path)
     assert error.value.hint == "run cptplan fit again"
 

@@ -148,7 +148,7 @@ def fitted(tmp_path_factory) -> tuple[Path, Path]:
     for name, made in curves.items():
         write_curve(root / "curves", replace(made, name=name))
     seen = {name: made for name, made in curves.items() if name not in ("run-6", "run-7", "run-8")}
-    selections = {side: select_law(seen, side, side, law="cpt-published", num_draws=8) for side in laws}
+    selections = {side: select_law(seen, side, side, law="cpt-published") for side in laws}
     write_fit(root / "fit", "abc", selections, {})
     return root / "fit", root / "curves"
 
