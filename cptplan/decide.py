@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cptplan.config import Project, Start, parse_weights
+from cptplan.curve_checks import check_curves
 from cptplan.curves import LossCurve, curve_names, read_curve_directory, select_names
 from cptplan.design import pilot_specs
 from cptplan.errors import ConfigError, CurveError, PoorFitError
@@ -49,6 +50,7 @@ def fit(
     curves_hash = hash_json({"curves": {path.name: hash_file(path) for path in files}, "seed": seed, "law": law})
     directory = fits_dir / curves_hash
     if not (directory / "law.json").exists():
+        check_curves(curves, sets, curves_dir)  # what cannot be fitted leaves nothing behind
         directory.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is found before the work
         selections = {}
         for number, name in enumerate(sets):

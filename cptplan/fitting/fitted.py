@@ -24,7 +24,7 @@ IntArray = NDArray[np.int64]
 
 NUM_SAMPLES = 256
 MANY_CURVES, STRETCHES = 6, 4  # assumed: of fewer curves, a stretch of one is left out at a time
-OWN_SHARE = 0.2  # of the noise of a point: what two runs of the same settings differ by; measured on virtual campaigns
+OWN_SHARE = 0.2  # assumed: of point noise and held-out error; what a run has of its own even where all fits agree
 LATE_SHARE = 0.5  # points after this share of a pilot judge it: the plan is about ends, not about transients
 
 
@@ -86,8 +86,8 @@ class FittedLaw:
         """Possible curves of the run, nats per token, shape (NUM_SAMPLES, points).
 
         mean + t sum_i z_i sqrt((n - 1) / n) (fit without i - their mean), z normal, t of the n - 1 degrees of freedom:
-        its covariance is the jackknife's. To it come what two runs of the same settings differ by and, until the first
-        jump has settled, the error that the law makes there.
+        its covariance is the jackknife's. To it come what a run has of its own and, until the first jump has settled,
+        the error that the law makes there.
         """
         without = np.stack([predict(self.law, one, history, steps) for one in self.left_out])
         count = len(without)
@@ -98,7 +98,8 @@ class FittedLaw:
         z = norm.ppf(unit[:, :-1])
         heavy = np.sqrt(freedom / chi2.ppf(unit[:, -1:], freedom))
         mean = self.mean(history, steps)
-        own = OWN_SHARE * self.noise * z[:, count : count + 1] + self._unsettled(history, steps) * z[:, count + 1 :]
+        own = OWN_SHARE * np.hypot(self.noise, self.discrepancy) * z[:, count : count + 1]
+        own = own + self._unsettled(history, steps) * z[:, count + 1 :]
         return np.asarray(mean + heavy * (z[:, :count] @ spread) + own * mean)
 
     def predict(

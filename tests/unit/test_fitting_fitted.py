@@ -154,7 +154,7 @@ def test_spread_of_the_samples_is_the_jackknifes(fitted: FittedLaw) -> None:
     history, steps = run(), np.array([150])
     without = np.array([float(predict(GENERAL, s, history, steps)[0]) for s in fitted.left_out])
     sd = np.sqrt((len(without) - 1) * np.mean((without - without.mean()) ** 2))
-    alone = replace(fitted, noise=0.0)
+    alone = replace(fitted, noise=0.0, held_out=(), in_sample_error=0.0)
     low, high = np.percentile(alone.sample(history, steps)[:, 0], [25.0, 75.0])
     # the middle half of a Student t; 256 samples of a Sobol set know it to a tenth
     half = student_t.ppf(0.75, len(without) - 1) * sd
@@ -198,7 +198,7 @@ def test_band_of_the_first_steps_is_the_error_there(fitted: FittedLaw) -> None:
 
 
 def test_interval_grows_beyond_the_pilots(fitted: FittedLaw) -> None:
-    alone = replace(fitted, noise=0.0)
+    alone = replace(fitted, noise=0.0, held_out=(), in_sample_error=0.0)
     widths = [width(alone, run(peak_lr=2e-3, decay_share=0.0, steps=s), s) for s in (150, 600, 2400)]
     assert widths[0] < widths[1] < widths[2]
 
