@@ -90,6 +90,23 @@ def test_point_noise_is_that_of_the_curves(noise: float) -> None:
     assert point_noise(GENERAL, KNOWN, data) == pytest.approx(noise, rel=0.15)
 
 
+@pytest.mark.parametrize("shared", [0.3, 0.5, 0.7])
+def test_point_noise_counts_what_neighbours_share(shared: float) -> None:
+    found = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        data = []
+        for d in campaign(noise=0.0, points=60, skip=0):
+            noise = rng.standard_normal(len(d.loss))
+            for k in range(1, len(noise)):
+                noise[k] = shared * noise[k - 1] + np.sqrt(1 - shared**2) * noise[k]
+            data.append(replace(d, loss=d.loss * (1 + NOISE * noise)))
+        found.append(point_noise(GENERAL, KNOWN, data))
+    # measured over twelve seeds: 0.65 to 1.7 times the truth one by one, 0.99 to 1.09 on average; differences of
+    # neighbours alone would say sqrt(1 - shared), 0.55 at 0.7
+    assert np.mean(found) == pytest.approx(NOISE, rel=0.25)
+
+
 def test_point_noise_is_blind_to_spikes_and_to_a_law_that_is_wrong() -> None:
     data = campaign(points=200, skip=0)
     wrong = replace(KNOWN, coefficients=KNOWN.coefficients * [1.05, 1, 1, 1, 1.3])
