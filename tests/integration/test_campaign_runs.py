@@ -195,7 +195,7 @@ def test_rest_of_the_path_gives_json(campaign_dir, finished):
     root = campaign_dir / "campaign"
     more = ("--set", "budget.tokens=16384", *SETTINGS)
     fit = run(campaign_dir, "fit", "--allow-poor-fit")
-    assert set(fit["law"]["laws"]) == {"general", "domain"}
+    assert set(fit["sets"]) == {"general", "domain"}
     plan = run(campaign_dir, "optimize", "--trials", "3", "--weights", "general=0.3", *more)
     assert plan["weights"] == {"general": 0.3, "domain": 0.7}
     assert plan["chosen"]["total_steps"] <= 64
