@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: one thread for each process
 
@@ -29,6 +29,7 @@ SIDES: tuple[Side, Side] = ("general", "domain")
 FIRST_SEED = 1000  # campaigns before it were looked at while the intervals were made
 NOISE_BANDS = (0.002, 0.0035, 0.006, 0.01)
 PILOT_BANDS = (6, 8, 10, 12)
+WORST = 10  # ends that are listed one by one
 END_ERROR, COVERAGE = 0.003, (0.85, 0.95)
 
 
@@ -36,6 +37,8 @@ END_ERROR, COVERAGE = 0.003, (0.85, 0.95)
 class End:
     """One final run, predicted on one validation set."""
 
+    seed: int
+    run: str
     set_name: str
     truth: str
     replay: str
@@ -75,6 +78,7 @@ def main() -> None:
         "processes": options.processes,
         "seconds": time.perf_counter() - before,
         "groups": {title: grouped(ends, key) for title, key in GROUPS.items()},
+        "worst": [asdict(end) for end in sorted(ends, key=lambda e: abs(e.error), reverse=True)[:WORST]],
     }
     write_record("virtual_campaigns", goals(ends), results)
 
@@ -104,6 +108,8 @@ def judged(campaign: VirtualCampaign, fitted: FittedLaw, name: str, seconds: flo
     inside = (mean.low <= exact) & (exact <= mean.high)
     measured = (value.low <= noisy) & (noisy <= value.high)
     return End(
+        seed=lab.seed,
+        run=name,
         set_name=fitted.set_name,
         truth=lab.law,
         replay=lab.replay,
