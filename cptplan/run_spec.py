@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cptplan.contract import Contract
-from cptplan.errors import ConfigError, MixtureError
+from cptplan.errors import ConfigError, MixtureError, suggest
 from cptplan.files import read_json, write_json
 from cptplan.mixture import Mixture
+from cptplan.run_options import Accounting, Anchor, Lora, Monitor, Reweight, Spikes, Tasks
 from cptplan.schedule import Schedule, read_schedule
 
 Positive = Annotated[int, Field(gt=0)]
@@ -81,15 +82,32 @@ class RunSpec(Contract):
     """Tokens of one forward pass on one device; None means as much as batch_tokens / processes."""
     optimizer: Optimizer = Optimizer()
     precision: Literal["fp32", "bf16"] = "fp32"
-    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
+    """auto takes flash_attention_2 where it is installed and can run (bf16 on CUDA), else sdpa."""
+    isolate_documents: bool = False
+    """Whether a token sees only its own document; then the first token of a document is not predicted either."""
     activation_checkpointing: bool = False
     compile: bool = False
     seed: NonNegative = 0
     eval_steps: tuple[NonNegative, ...] | None = None
     """Steps after which validation runs; None takes default_eval_steps. 0 and the last step are always evaluated."""
     checkpoint_every: Positive = 200
+    keep_checkpoints: Positive = 2
+    """Checkpoints to resume from that are kept; the older ones are dropped."""
     keep_steps: tuple[Positive, ...] = ()
     """Steps whose weights are exported as a model directory, besides the last one."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameter names, with * and ?, that are not trained."""
+    lora: Lora | None = None
+    anchor: Anchor | None = None
+    reweight: Reweight | None = None
+    spikes: Spikes | None = None
+    """None stops at a loss or gradient that is not finite, and does nothing else."""
+    monitor: Monitor | None = None
+    tasks: Tasks | None = None
+    accounting: Accounting | None = None
+    report_to: tuple[str, ...] = ()
+    """Trackers that accelerate knows, such as tensorboard, wandb, trackio, mlflow; metrics.jsonl is always written."""
     parent: str | None = None
     parent_step: Positive | None = None
 
@@ -107,6 +125,37 @@ class RunSpec(Contract):
                 f"keep_steps and eval_steps must lie within the run; got {beyond[0]} of {self.total_steps}.",
                 hint="lengthen the run or drop the step",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        has_general = any(source.role == "general" for source in self.sources)
+        wants_fisher = (self.anchor is not None and self.anchor.kind == "ewc") or "ewc" in self.actions
+        if wants_fisher and not has_general:
+            raise ConfigError("sources must hold a general one for ewc; got none.", hint="add it, or take kind l2")
+        if self.lora is not None and (self.anchor is not None or self.freeze or "ewc" in self.actions):
+            raise ConfigError(
+                "lora must stand without anchor, freeze and ewc; got them together.",
+                hint="adapters leave the weights as they are; drop one of them",
+            )
+        if "raise_replay" in self.actions and not has_general:
+            raise ConfigError("sources must hold a general one to raise replay; got none.", hint="add a general source")
+        domains = [source.name for source in self.sources if source.role == "domain"]
+        if self.reweight is not None and len(domains) < 2:
+            raise ConfigError(
+                f"sources must hold two or more domains to reweight; got {len(domains)}.", hint="drop reweight"
+            )
+        for rule in self.monitor.rules if self.monitor is not None else ():
+            tasks = self.tasks.names if self.tasks is not None else ()
+            sources = tuple(source.name for source in self.sources)
+            sets = tuple(chosen.name for chosen in self.validation)
+            known = {"task_drop": tasks, "mixing_error": sources}.get(rule.when, sets)
+            wanted = rule.of or ("general" if rule.when not in ("domain_plateau", "mixing_error") else None)
+            if wanted is not None and wanted not in known:
+                raise ConfigError(
+                    f"of must name one of {', '.join(known) or 'no task'} for {rule.when}; got {wanted}.",
+                    hint=suggest(wanted, known) or "name it in of",
+                )
         return self
 
     @model_validator(mode="after")
@@ -132,6 +181,11 @@ class RunSpec(Contract):
                 f"replay_ratio must be 1 without a domain source; got {ratios.min():g}.", hint="add a domain source"
             )
         return self
+
+    @property
+    def actions(self) -> frozenset[str]:
+        """What the monitor may do."""
+        return frozenset(rule.action for rule in self.monitor.rules) if self.monitor is not None else frozenset()
 
     @property
     def total_steps(self) -> int:
