@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cptplan import __version__, law_verbs
+from cptplan import __version__, law_verbs, run_verbs
 from cptplan.console import Screen
 from cptplan.errors import ConfigError, CptplanError
 
@@ -365,3 +365,4 @@ def status(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
 
 
 law_verbs.register(app)
+run_verbs.register(app)
