@@ -348,7 +348,7 @@ def export_chosen(selection: Selection, chosen_model: Path, out: Path) -> None:
             place.rename(old)
         fresh.rename(place)
     except OSError as error:
-        raise storage_error(error, Path(error.filename or out)) from error
+        raise storage_error(error, out) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
