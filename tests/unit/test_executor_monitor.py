@@ -130,6 +130,11 @@ def test_plateau_after_an_action_is_counted_from_there():
     assert spoken(watch_losses(make_spec(rule), "code", [2.0] * 8)) == [2, 4, 6]
 
 
+@pytest.mark.parametrize(("when", "of"), [("general_increase", "general"), ("domain_plateau", "code")])
+def test_threshold_itself_is_allowed(when, of):
+    assert spoken(watch_losses(make_spec(Rule(when=when, threshold=0.0)), of, [2.0, 2.0, 2.0])) == []
+
+
 def test_plateau_without_a_set_besides_general_is_refused():
     with pytest.raises(ConfigError, match="set besides general"):
         Watch(make_spec(Rule(when="domain_plateau", threshold=0.1), sets=("general",)))

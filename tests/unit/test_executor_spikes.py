@@ -63,6 +63,12 @@ def test_drop_is_no_spike():
     assert flagged(losses) == []
 
 
+def test_only_the_window_is_remembered():
+    detector = SpikeDetector(settings(window=8))
+    flagged(np.arange(100.0, 50.0, -1.0), detector)
+    assert detector.state()["losses"] == list(np.arange(58.0, 50.0, -1.0))
+
+
 def test_spike_is_not_remembered():
     # three in a row stand out each: the first does not hide the next
     losses = noisy_curve(400, 0.01)
