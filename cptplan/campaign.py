@@ -26,6 +26,7 @@ from cptplan.files import read_json
 from cptplan.run_spec import RunSpec, read_run_spec, write_run_spec
 
 POLL_SECONDS = 0.25
+STOPPED = "stopped"  # what a run says in progress.json that a signal has asked to end
 STOP_SECONDS = 20.0  # assumed: what a run may take to write its checkpoint after Ctrl-C
 
 
@@ -110,7 +111,11 @@ def run_all(
                 live[job.spec.name] = _start(job, environment)
             time.sleep(POLL_SECONDS)
             for name in [name for name, started in live.items() if started.process.poll() is not None]:
-                _check_ended(live.pop(name))
+                ended = live.pop(name)
+                if _was_preempted(ended):
+                    live[name] = _start(ended.job, environment)
+                else:
+                    _check_ended(ended)
             report([_status(job, job.spec.name in live) for job in jobs])
     finally:
         _stop([started.process for started in live.values()])
@@ -119,11 +124,12 @@ def run_all(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Live:
-    """A run that was started, and where in its log this start begins."""
+    """A run that was started, and where its log and its steps were then."""
 
     job: Job
     process: subprocess.Popen[bytes]
     log_bytes: int
+    done: int
 
 
 def _start(job: Job, environment: dict[str, str]) -> _Live:
@@ -139,7 +145,16 @@ def _start(job: Job, environment: dict[str, str]) -> _Live:
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the planner alone, which stops the runs in order
         )
-        return _Live(job=job, process=process, log_bytes=log_bytes)
+        return _Live(job=job, process=process, log_bytes=log_bytes, done=_progress(job.run_dir)[0])
+
+
+def _was_preempted(ended: _Live) -> bool:
+    """Whether a run was asked by a signal to save and end, and has got on since it was started: it may go on.
+
+    Told by what it left, because torchrun does not pass on the exit code of its processes.
+    """
+    done, message = _progress(ended.job.run_dir)
+    return ended.process.returncode != 0 and message == STOPPED and done > ended.done
 
 
 def _check_ended(ended: _Live) -> None:
@@ -168,10 +183,16 @@ def _status(job: Job, running: bool) -> RunStatus:
     spec, run_dir, total = job.spec, job.run_dir, job.spec.total_steps
     if (run_dir / "result.json").exists():
         return RunStatus(name=spec.name, done=total, total=total, state="complete")
-    done = 0
-    with contextlib.suppress(OSError, ValueError, KeyError):  # not there yet, or being replaced
-        done = int(json.loads((run_dir / "progress.json").read_text(encoding="utf-8"))["done"])
+    done, _ = _progress(run_dir)
     return RunStatus(name=spec.name, done=done, total=total, state="running" if running else "waiting")
+
+
+def _progress(run_dir: Path) -> tuple[int, str]:
+    """Steps done and what the run is doing, as it last said."""
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not there yet, or being replaced
+        said = json.loads((run_dir / "progress.json").read_text(encoding="utf-8"))
+        return int(said["done"]), str(said["message"])
+    return 0, ""
 
 
 def _stop(live: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -90,7 +90,7 @@ class RunSpec(Contract):
     compile: bool = False
     seed: NonNegative = 0
     eval_steps: tuple[NonNegative, ...] | None = None
-    """Steps after which validation runs; None takes default_eval_steps. 0 and the last step are always evaluated."""
+    """Steps after which validation runs; None takes default_eval_steps. 0, keep_steps and the last come on top."""
     checkpoint_every: Positive = 200
     keep_checkpoints: Positive = 2
     """Checkpoints to resume from that are kept; the older ones are dropped."""
@@ -138,6 +138,8 @@ class RunSpec(Contract):
                 "lora must stand without anchor, freeze and ewc; got them together.",
                 hint="adapters leave the weights as they are; drop one of them",
             )
+        if self.anchor is not None and self.anchor.kind == "l2" and "ewc" in self.actions:
+            raise ConfigError("anchor must be of kind ewc beside action ewc; got l2.", hint="drop one of them")
         if "raise_replay" in self.actions and not has_general:
             raise ConfigError("sources must hold a general one to raise replay; got none.", hint="add a general source")
         domains = [source.name for source in self.sources if source.role == "domain"]
@@ -145,6 +147,12 @@ class RunSpec(Contract):
             raise ConfigError(
                 f"sources must hold two or more domains to reweight; got {len(domains)}.", hint="drop reweight"
             )
+        if self.tasks is not None and 0 not in (self.tasks.steps or (0,)):
+            drops = any(rule.when == "task_drop" for rule in (self.monitor.rules if self.monitor is not None else ()))
+            if drops:
+                raise ConfigError(
+                    f"tasks.steps must hold 0 for task_drop; got {list(self.tasks.steps or ())}.", hint="add step 0"
+                )
         for rule in self.monitor.rules if self.monitor is not None else ():
             tasks = self.tasks.names if self.tasks is not None else ()
             sources = tuple(source.name for source in self.sources)
@@ -211,9 +219,9 @@ class RunSpec(Contract):
         return np.asarray(self.mixture.replay_ratios(self.total_steps), dtype=np.float64)
 
     def steps_to_evaluate(self) -> tuple[int, ...]:
-        """Steps after which validation runs, rising, 0 and the last included."""
+        """Steps after which validation runs, rising; 0, the last and every step whose weights are kept included."""
         chosen = self.eval_steps if self.eval_steps is not None else default_eval_steps(self.total_steps)
-        return tuple(sorted({0, self.total_steps, *chosen}))
+        return tuple(sorted({0, self.total_steps, *self.keep_steps, *chosen}))
 
 
 def default_eval_steps(total_steps: int, points: int = 24) -> tuple[int, ...]:

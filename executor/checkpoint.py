@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from cptplan.errors import ConfigError, CptplanError, RunFailedError
 from cptplan.files import hash_file, read_json, storage_error, write_json
+from cptplan.run_spec import RunSpec
 from executor.distributed import share_from_main
 from executor.run_dir import check_spec_hash
 
 logger = logging.getLogger(__name__)
 
 MARKER = "checkpoint.json"
-KEPT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,18 +42,23 @@ class Position:
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     wall_seconds: float = 0.0
+    device_seconds: float = 0.0
+    """Wall-clock time of every process together, over all attempts of the run."""
+    watched: dict[str, Any] = field(default_factory=dict)
+    """What spike detector, monitor and reweighting remember, by their name."""
 
 
 class Checkpoints:
     """The checkpoints of one run directory."""
 
-    def __init__(self, directory: Path, spec_hash: str, accelerator: Accelerator) -> None:
+    def __init__(self, directory: Path, spec: RunSpec, accelerator: Accelerator) -> None:
         self._directory = directory
-        self._spec_hash = spec_hash
+        self._spec_hash = spec.hash
+        self._kept = spec.keep_checkpoints
         self._accelerator = accelerator
 
     def save(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
-        """Write one checkpoint and drop all but the last two. Called by all processes.
+        """Write one checkpoint and drop all but the last ones. Called by all processes.
 
         Raises:    RunFailedError or StorageError if it cannot be written; those before it stay.
         """
@@ -63,6 +69,7 @@ class Checkpoints:
             if self._accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
+                require_space(temporary, num_bytes([weights, moments]))
             self._accelerator.wait_for_everyone()
             dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=temporary, no_dist=self._alone)
             if self._accelerator.is_main_process:
@@ -71,6 +78,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)  # give the room back
             raise _readable(failure, temporary) from failure
         self._accelerator.wait_for_everyone()
+        _forget_step_made_up(optimizer, position)
 
     def _complete(self, temporary: Path, final: Path, position: Position) -> None:
         files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
@@ -80,7 +88,7 @@ class Checkpoints:
         shutil.rmtree(final, ignore_errors=True)  # a damaged one that resume passed over
         temporary.rename(final)
         sync_directory(self._directory)
-        for old in self._complete_ones()[:-KEPT]:
+        for old in self._complete_ones()[: -self._kept]:
             shutil.rmtree(old)
 
     def load_latest(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Position:
@@ -96,6 +104,7 @@ class Checkpoints:
         state = {"model": weights, "optimizer": moments}
         dcp.load(state, checkpoint_id=directory, no_dist=self._alone)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        _forget_step_made_up(optimizer, position)
         logger.info("resumed from %s", directory)
         return position
 
@@ -123,6 +132,12 @@ class Checkpoints:
         return None, Position()
 
 
+def _forget_step_made_up(optimizer: torch.optim.Optimizer, position: Position) -> None:
+    """Before the first step an optimizer has no state; torch makes one step of rate 0 to have some, and counts it."""
+    if position.step == 0:
+        optimizer.state.clear()
+
+
 def _read_marker(directory: Path) -> dict[str, Any] | None:
     """The marker if every file has the checksum it names, else None."""
     try:
@@ -131,6 +146,30 @@ def _read_marker(directory: Path) -> dict[str, Any] | None:
     except (ConfigError, OSError, KeyError, TypeError):
         return None
     return marker if intact else None
+
+
+def num_bytes(state: object) -> int:
+    """Bytes of all tensors in nested dictionaries and lists, over all processes together."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        return sum(num_bytes(value) for value in state.values())
+    return sum(num_bytes(value) for value in state) if isinstance(state, list | tuple) else 0
+
+
+def require_space(directory: Path, needed: int) -> None:
+    """Refuse to begin what will not fit.
+
+    Args:      needed: bytes.
+    Raises:    RunFailedError naming what is free and needed.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise RunFailedError(
+            f"disk must have {needed / 1e9:.3g} GB free for a checkpoint; got {free / 1e9:.3g} GB in "
+            f"{directory.parent}.",
+            hint="free some space, then run the same command again: it goes on from the last checkpoint",
+        )
 
 
 def sync_directory(directory: Path) -> None:

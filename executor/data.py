@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from cptplan.errors import DataError
 from cptplan.mixture import source_of_sequences
 from cptplan.run_spec import RunSpec, ValidationSet
-from executor.corpus.pack import open_shard
+from executor.corpus.pack import ShardIndex, open_shard
 
 IntArray = NDArray[np.int64]
 KeyArray = NDArray[np.uint64]
@@ -84,7 +85,7 @@ class TokenSource:
     name: str
     tokens: NDArray[np.integer]
     num_windows: int
-    vocab_size: int
+    index: ShardIndex
     key: np.uint64
 
     def read(self, ordinals: IntArray, seq_len: int) -> IntArray:
@@ -102,19 +103,30 @@ class TrainingData:
 
         Raises:    DataError if a shard is missing, broken or has not one window.
         """
-        self._seq_len = spec.seq_len
+        self._seq_len, self._per_step = spec.seq_len, spec.sequences_per_step
         general = [source for source in spec.sources if source.role == "general"]
         domains = [source for source in spec.sources if source.role == "domain"]
-        weights = np.array([source.weight for source in domains])
-        self._source, self._ordinal = source_of_sequences(spec.replay_ratios(), weights, spec.sequences_per_step)
+        self._weights = np.array([source.weight for source in domains])
         opened = [_open_source(source.name, source.path, spec) for source in (*general, *domains)]
         self.sources = dict(enumerate(opened, start=0 if general else 1))
         """Sources by their number in the mixture: 0 is general."""
-        by_step = self._source.reshape(spec.total_steps, spec.sequences_per_step)
+        self.set_replay(spec.replay_ratios())
+
+    def set_replay(self, ratios: NDArray[np.float64]) -> None:
+        """Take other replay ratios. Those of steps that are done must be as they were: then their sequences are, too.
+
+        Args:      ratios: general share of every step, in [0, 1], shape (total_steps,).
+        """
+        self._source, self._ordinal = source_of_sequences(ratios, self._weights, self._per_step)
+        by_step = self._source.reshape(len(ratios), self._per_step)
         self._tokens = {
-            source.name: np.concatenate([[0], np.cumsum((by_step == number).sum(axis=1))]) * spec.seq_len
+            source.name: np.concatenate([[0], np.cumsum((by_step == number).sum(axis=1))]) * self._seq_len
             for number, source in self.sources.items()
         }
+
+    def sources_of(self, first: int, count: int) -> IntArray:
+        """Source number of sequences first .. first + count - 1 of the run, shape (count,)."""
+        return self._source[first : first + count]
 
     def read(self, first: int, count: int) -> IntArray:
         """Sequences first .. first + count - 1 of the run, shape (count, seq_len + 1)."""
@@ -138,7 +150,7 @@ class ValidationData:
     name: str
     tokens: NDArray[np.integer]
     num_windows: int
-    vocab_size: int
+    index: ShardIndex
     seq_len: int
 
     @property
@@ -150,6 +162,15 @@ class ValidationData:
         """Windows by number, shape (n, seq_len + 1)."""
         return read_windows(self.tokens, numbers, self.seq_len)
 
+    def bytes_per_token(self, decode: Callable[[list[int]], str] | None) -> float:
+        """UTF-8 bytes of text for each token that is predicted; for bits per byte.
+
+        Args:      decode: from token ids to text; None takes the mean of the whole shard.
+        """
+        if decode is None:
+            return self.index.num_bytes / max(self.index.num_tokens, 1)
+        return len(decode(self.tokens[1 : self.num_tokens + 1].tolist()).encode()) / self.num_tokens
+
 
 def _open_source(name: str, path: str, spec: RunSpec) -> TokenSource:
     shard = open_shard(Path(path), "train")
@@ -157,7 +178,7 @@ def _open_source(name: str, path: str, spec: RunSpec) -> TokenSource:
     _check_windows(f"source {name!r}", windows, len(shard.tokens), spec.seq_len, path)
     digest = hashlib.sha256(f"{spec.seed}/{name}".encode()).digest()
     key = np.uint64(int.from_bytes(digest[:8], "little"))
-    return TokenSource(name=name, tokens=shard.tokens, num_windows=windows, vocab_size=shard.index.vocab_size, key=key)
+    return TokenSource(name=name, tokens=shard.tokens, num_windows=windows, index=shard.index, key=key)
 
 
 def open_validation(chosen: ValidationSet, seq_len: int) -> ValidationData:
@@ -170,7 +191,7 @@ def open_validation(chosen: ValidationSet, seq_len: int) -> ValidationData:
     there = min(len(shard.tokens), chosen.num_tokens + 1)
     _check_windows(f"validation set {chosen.name!r}", windows, there, seq_len, chosen.path)
     return ValidationData(
-        name=chosen.name, tokens=shard.tokens, num_windows=windows, vocab_size=shard.index.vocab_size, seq_len=seq_len
+        name=chosen.name, tokens=shard.tokens, num_windows=windows, index=shard.index, seq_len=seq_len
     )
 
 

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    KwargsHandler,
+    broadcast_object_list,
+)
 
 from cptplan.errors import ConfigError
 from cptplan.run_spec import Optimizer, RunSpec
+from executor.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 Shared = TypeVar("Shared")
 
+TASKS_TIMEOUT = timedelta(hours=6)
 
-def open_accelerator(spec: RunSpec) -> Accelerator:
+
+def open_accelerator(spec: RunSpec, run_dir: Path) -> Accelerator:
     """The accelerator of this process, checked against what the launcher meant.
 
-    Raises:    ConfigError if the processes do not see one another or FSDP was asked for and is off.
+    Args:      run_dir: trackers that keep files write below it.
+    Raises:    ConfigError if the processes do not see one another, FSDP was asked for and is off, or a tracker is not
+               there.
     """
+    check_trackers(spec.report_to)
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if spec.tasks is not None:  # which the main process does alone, for as long as it takes
+        handlers.append(InitProcessGroupKwargs(timeout=TASKS_TIMEOUT))
     accelerator = Accelerator(
         mixed_precision="bf16" if spec.precision == "bf16" else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=handlers,
+        log_with=list(spec.report_to) or None,
+        project_dir=run_dir / "trackers" if spec.report_to else None,
     )
     check_processes(accelerator)
     if accelerator.is_fsdp2:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from cptplan.errors import RunFailedError
 from cptplan.run_options import Spikes
 
 RECENT = 8
@@ -35,6 +37,24 @@ class Spike:
     z: float | None
     """None where the loss was not held against others."""
     action: Literal["skip", "rollback", "stop"]
+
+
+def describe_spike(spike: Spike) -> str:
+    """One line for people."""
+    z = f", z {spike.z:.1f}" if spike.z is not None else ""
+    numbers = f"loss {spike.loss:.4g}, grad_norm {spike.grad_norm:.3g}{z}"
+    return f"step {spike.step + 1} not applied: {spike.reason}, {numbers}"
+
+
+def stop_error(spike: Spike, lr: float, run_dir: Path) -> RunFailedError:
+    """Why a run ends here, and what may be done."""
+    of_gradient = spike.reason == "gradient not finite"
+    name, value = ("grad_norm", spike.grad_norm) if of_gradient else ("train_loss", spike.loss)
+    rule = "stay near those before it" if spike.reason == "loss spike" else "be finite"
+    return RunFailedError(
+        f"{name} must {rule}; got {value:g} at step {spike.step + 1} with lr {lr:g} in {run_dir}.",
+        hint="lower peak_lr or lengthen the warm-up, or choose another spikes.policy",
+    )
 
 
 def robust_z(loss: float, losses: Sequence[float]) -> float:

@@ -3,7 +3,8 @@
 The directory holds spec.json; the run adds metrics.jsonl, curve.csv, curve.json, progress.json, checkpoints/,
 export/step-N/ and, last, result.json. A complete run ends at once; a stopped one goes on where it was; one that is
 still running elsewhere is waited for.
-Exit codes: 0 complete; 2 bad input; 5 failed; 130 and 143 stopped by SIGINT and SIGTERM with a checkpoint saved.
+Exit codes: 0 complete; 2 bad input; 5 failed; 130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM (a cluster
+that takes the machine back) with a checkpoint saved: start it again and it goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cptplan.run_spec import RunSpec, read_run_spec
 from executor.run_dir import is_complete
 from executor.run_lock import only_one
 
-SIGNAL_EXIT = 128  # a process ended by a signal exits with 128 + its number: 130 for SIGINT, 143 for SIGTERM
+SIGNAL_EXIT = 128  # a process ended by a signal exits with 128 + its number
 OTHER_RANKS_WAIT_SECONDS = 5.0
 
 
@@ -68,7 +69,6 @@ def _said_complete(run_dir: Path, spec: RunSpec) -> bool:
 
 
 def _train(run_dir: Path, spec: RunSpec, threads: int | None, started: float) -> int:
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # asks for a checkpoint, and there is nothing to save yet
     if _rank() == 0:
         remove_leftovers(run_dir)
     # imported here: torch and transformers take seconds that a complete run or a wrong spec need not wait for
@@ -76,7 +76,8 @@ def _train(run_dir: Path, spec: RunSpec, threads: int | None, started: float) ->
     gc.disable()  # nothing of an import is garbage; looking for it takes a quarter of their time (measured, 3.5 s)
     import torch
 
-    from executor.loop import Stopped, Trainer
+    from executor.loop import Trainer
+    from executor.requests import Stopped
 
     gc.freeze()
     gc.enable()

@@ -22,6 +22,7 @@ CONTRACTS = {
     "cptplan.files",
     "cptplan.schedule",
     "cptplan.mixture",
+    "cptplan.run_options",
     "cptplan.run_spec",
     "cptplan.curves",
     "cptplan.areas",

@@ -43,7 +43,7 @@ GPT2 = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-TIMINGS = {"tokens_per_second", "eval_seconds"}
+TIMINGS = {"tokens_per_second", "eval_seconds", "data_seconds", "memory_gb", "gpu_hours", "price_usd", "mfu"}
 
 
 def toy_tokens(num_tokens: int, *, rule: int, seed: int) -> np.ndarray:
