@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cptplan.errors import ConfigError
 from cptplan.run_options import Lora
 from executor import adapters
-from executor.model import export_model, tied_names
+from executor.export import export_model
+from executor.model import tied_names
 
 COMMON = {"vocab_size": 32, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 SMALL = {
