@@ -90,7 +90,7 @@ class RunSpec(Contract):
     compile: bool = False
     seed: NonNegative = 0
     eval_steps: tuple[NonNegative, ...] | None = None
-    """Steps after which validation runs; None takes default_eval_steps. 0, keep_steps and the last come on top."""
+    """Steps after which validation runs; None: default_eval_steps. 0, keep_steps, tasks.steps and the last come on top."""
     checkpoint_every: Positive = 200
     keep_checkpoints: Positive = 2
     """Checkpoints to resume from that are kept; the older ones are dropped."""
@@ -119,10 +119,12 @@ class RunSpec(Contract):
                 f"batch_tokens must be a multiple of seq_len; got {self.batch_tokens} and {self.seq_len}.",
                 hint=f"{below} is the nearest below" if below else f"give at least {self.seq_len}",
             )
-        beyond = [step for step in (*self.keep_steps, *(self.eval_steps or ())) if step > self.total_steps]
+        tested = self.tasks.steps or () if self.tasks is not None else ()
+        beyond = [step for step in (*self.keep_steps, *tested, *(self.eval_steps or ())) if step > self.total_steps]
         if beyond:
             raise ConfigError(
-                f"keep_steps and eval_steps must lie within the run; got {beyond[0]} of {self.total_steps}.",
+                f"keep_steps, eval_steps and tasks.steps must lie within the run; got {beyond[0]} of "
+                f"{self.total_steps}.",
                 hint="lengthen the run or drop the step",
             )
         return self
@@ -221,7 +223,8 @@ class RunSpec(Contract):
     def steps_to_evaluate(self) -> tuple[int, ...]:
         """Steps after which validation runs, rising; 0, the last and every step whose weights are kept included."""
         chosen = self.eval_steps if self.eval_steps is not None else default_eval_steps(self.total_steps)
-        return tuple(sorted({0, self.total_steps, *self.keep_steps, *chosen}))
+        tested = self.tasks.steps or () if self.tasks is not None else ()
+        return tuple(sorted({0, self.total_steps, *self.keep_steps, *tested, *chosen}))
 
 
 def default_eval_steps(total_steps: int, points: int = 24) -> tuple[int, ...]:

@@ -177,8 +177,8 @@ class Trainer:
             losses.append(found.detach().sum(dim=1))
             if parts.reference is not None:
                 excess.append(excess_losses(parts.reference, micro_batch, found.detach(), parts.eos_token_id))
-        if self.anchor is not None:
-            self.anchor.add_gradient(self.watchers.anchor_strength(step))
+        if self.anchor is not None and (strength := self.watchers.anchor_strength(step)):
+            self.anchor.add_gradient(strength)
         grad_norm = _whole(clip_grad_norm_(self.parameters, self.spec.optimizer.max_grad_norm))
         asked = torch.tensor(float(requests.pending), device=rows.device)
         numbers = [torch.cat(losses).sum(), counted.sum(), grad_norm, asked]

@@ -25,6 +25,7 @@ from executor.isolation import check_isolation
 from executor.model import check_vocabulary, count_params, load_model, num_used_params, tied_names
 from executor.objective import token_losses
 from executor.regularize import Anchor, freeze
+from executor.tasks import check_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,8 @@ def open_parts(spec: RunSpec, run_dir: Path, *, fresh: bool) -> Parts:
     validation = tuple(open_validation(chosen, spec.seq_len) for chosen in spec.validation)
     _check_shards(spec, data, validation, verify=fresh and accelerator.is_main_process)
     model, tokenizer = load_model(spec)
+    if spec.tasks is not None and accelerator.is_main_process:
+        check_tasks(spec.tasks, tokenizer)
     shards = (*data.sources.values(), *validation)
     check_vocabulary(model, tokenizer, {shard.name: shard.index.vocab_size for shard in shards})
     num_params_total, num_params = count_params(model)

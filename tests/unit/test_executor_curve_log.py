@@ -28,7 +28,7 @@ def open_log(run_dir, schedule=None, num_bytes=0) -> CurveLog:
         parent="base",
         parent_step=5,
     )
-    log = CurveLog(run_dir, spec, num_params=100, unique_tokens={"code": 1000})
+    log = CurveLog(run_dir, spec, num_params=100, unique_tokens={"code": 1000}, tokenizer=None)
     log.resume(num_bytes)
     return log
 
