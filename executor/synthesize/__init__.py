@@ -1,0 +1,1 @@
+"""Synthetic replay: texts sampled from a frozen base model, as a corpus."""
