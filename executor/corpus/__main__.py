@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted; nothing unfinished was kept.\nhint: run the same command again\n")
+        sys.stderr.write(
+            "error: interrupted; nothing half written counts.\nhint: run the same command again, which goes on\n"
+        )
         return 130
     return 0
 

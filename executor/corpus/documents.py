@@ -63,8 +63,11 @@ def read_documents(
         for place, text, identity in _records(file, text_column, id_column):
             if not text or text.isspace():
                 continue
-            text = text.encode("utf-8", "replace").decode()  # JSON can carry halves of surrogate pairs
-            size = len(text.encode())
+            try:
+                size = len(text) if text.isascii() else len(text.encode())
+            except UnicodeEncodeError:  # JSON can carry halves of surrogate pairs
+                text = text.encode("utf-8", "replace").decode()
+                size = len(text.encode())
             if max_bytes is not None and num_bytes and num_bytes + size > max_bytes:
                 return
             num_bytes += size

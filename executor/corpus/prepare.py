@@ -1,7 +1,8 @@
 """From sources to shards: survey every source, make or load the tokenizer, pack. The completion marker comes last.
 
 Everything is decided by the texts and the seed, so a process that was killed and started again writes the same bytes;
-sources it had finished are not tokenized again.
+what it had saved of the tokens is not tokenized again. It reads the texts twice, and once more up to a limit to train a
+tokenizer, and never holds more than a few million characters of them.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from cptplan.errors import StorageError
 from cptplan.files import read_json, remove_leftovers, storage_error, write_json, write_progress
 from executor.corpus.documents import Document, list_corpus_files, read_documents
 from executor.corpus.embedded import Kind, read_embedded
 from executor.corpus.pack import ShardIndex, pack_source, read_packed
 from executor.corpus.spec import CorpusSpec, SourceSpec
-from executor.corpus.split import Split, Survey, select, survey
+from executor.corpus.split import NO_KEYS, Split, Survey, select, survey
 from executor.corpus.tokenizer import TextTokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 
 SCHEMA_VERSION = 1
@@ -85,7 +88,7 @@ def prepare(spec: CorpusSpec) -> dict[str, Any]:
     sources = _survey_sources(spec, progress)
     tokenizer = _tokenizer(spec, sources, progress)
     save_tokenizer(tokenizer, out / "tokenizer")
-    indices = _pack_sources(out, spec, sources, tokenizer, progress)
+    indices = _pack_sources(out, sources, tokenizer, progress)
     record = _record(spec, sources, tokenizer, indices)
     write_json(out / MARKER, record)
     progress(_DONE, "corpora are packed")
@@ -109,7 +112,7 @@ def _read_marker(out: Path, spec: CorpusSpec) -> dict[str, Any] | None:
 
 def _survey_sources(spec: CorpusSpec, progress: Progress) -> list[Prepared]:
     prepared: list[Prepared] = []
-    seen: set[int] = set()
+    seen = NO_KEYS
     width = _READ_UNTIL / len(spec.sources)
     for number, source in enumerate(spec.sources):
         report = progress.between(number * width, (number + 1) * width)
@@ -131,7 +134,8 @@ def _survey_sources(spec: CorpusSpec, progress: Progress) -> list[Prepared]:
             read = corpus.documents.__iter__
             documents = read()
         found = survey(documents, name=source.name, seed=spec.seed, share=spec.validation_share, seen=seen)
-        log.info("%s: %d documents, %d duplicates", source.name, len(found.sizes), found.num_duplicates)
+        log.info("%s: %d documents, %d duplicates", source.name, len(found.keys), found.num_duplicates)
+        seen = np.concatenate([seen, found.keys])
         prepared.append(Prepared(spec=source, read=read, survey=found, origin=origin))
     return prepared
 
@@ -155,14 +159,14 @@ def _tokenizer(spec: CorpusSpec, sources: list[Prepared], progress: Progress) ->
         return load_tokenizer(spec.tokenizer.path)
     assert spec.tokenizer.train is not None
     progress(_READ_UNTIL, "training the tokenizer")
-    return train_tokenizer(_sample(spec, sources), vocab_size=spec.tokenizer.train.vocab_size)
+    return train_tokenizer(_sample(sources), vocab_size=spec.tokenizer.train.vocab_size)
 
 
-def _sample(spec: CorpusSpec, sources: Iterable[Prepared]) -> Iterator[str]:
+def _sample(sources: Iterable[Prepared]) -> Iterator[str]:
     """Training texts to learn a tokenizer from: the first of every source."""
     for source in sources:
         num_bytes = 0
-        for document, split in select(source.read(), source.survey, seed=spec.seed):
+        for document, split in select(source.read(), source.survey, name=source.spec.name):
             if num_bytes >= TOKENIZER_SAMPLE_BYTES:
                 break
             if split == "train":
@@ -171,25 +175,27 @@ def _sample(spec: CorpusSpec, sources: Iterable[Prepared]) -> Iterator[str]:
 
 
 def _pack_sources(
-    out: Path, spec: CorpusSpec, sources: list[Prepared], tokenizer: TextTokenizer, progress: Progress
+    out: Path, sources: list[Prepared], tokenizer: TextTokenizer, progress: Progress
 ) -> list[dict[Split, ShardIndex]]:
-    total = sum(sum(source.survey.sizes.values()) for source in sources)
+    total = sum(source.survey.num_bytes for source in sources)
     report = progress.between(_TRAINED_BY, _DONE - 1)
     done = 0
     indices = []
     for source in sources:
         name, corpus_hash = source.spec.name, source.survey.corpus_hash
-        made = read_packed(out / name, tokenizer=tokenizer, corpus_hash=corpus_hash)
+        provenance = source.spec.provenance or "original"
+        made = read_packed(out / name, tokenizer=tokenizer, corpus_hash=corpus_hash, provenance=provenance)
         if made is None:
             made = pack_source(
-                select(source.read(), source.survey, seed=spec.seed),
+                select(source.read(), source.survey, name=name),
                 directory=out / name,
                 source=name,
                 tokenizer=tokenizer,
                 corpus_hash=corpus_hash,
+                provenance=provenance,
                 progress=partial(_report_packed, report, name, done, total),
             )
-        done += sum(source.survey.sizes.values())
+        done += source.survey.num_bytes
         indices.append(made)
     return indices
 
@@ -216,6 +222,7 @@ def _record(
             {
                 "name": source.spec.name,
                 "role": source.spec.role,
+                "provenance": source.spec.provenance or "original",
                 "path": source.spec.name,
                 "num_duplicates": source.survey.num_duplicates,
                 "corpus_hash": source.survey.corpus_hash,

@@ -42,6 +42,8 @@ class SourceSpec(Contract):
     role: Literal["general", "domain"]
     kind: Literal["files", "embedded:general", "embedded:domain"] = "files"
     path: str | None = None
+    provenance: Literal["original", "proxy", "synthetic"] | None = None
+    """Of the text: that of the base model's own pre-training (when absent), like it, or written by a model."""
     text_column: str = "text"
     id_column: str | None = None
     max_bytes: Positive | None = None

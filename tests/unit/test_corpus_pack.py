@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from cptplan.errors import DataError, RunFailedError, StorageError
 from executor.corpus import pack
 from executor.corpus.documents import Document
 from executor.corpus.pack import ShardIndex, open_shard, pack_source, read_packed, require_tokens, require_vocabulary
-from executor.corpus.split import Split
+from executor.corpus.split import SPLITS, Split
 from executor.corpus.tokenizer import TextTokenizer, train_tokenizer
 
 TEXTS = [f"document {i} with é and some words\n" for i in range(50)]
@@ -67,27 +68,146 @@ def test_pack_source_uses_the_smallest_type_that_holds_the_vocabulary(
     assert shard.tokens[-1] == vocab_size - 1
 
 
-def test_pack_source_killed_midway_leaves_nothing_half_written(tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    def failing() -> Iterator[tuple[Document, Split]]:
-        yield from sided()
-        raise KeyboardInterrupt
+def stopping_after(num: int, text: str = "") -> Iterator[tuple[Document, Split]]:
+    for number, (document, split) in enumerate(sided()):
+        if number == num:
+            raise KeyboardInterrupt
+        yield Document(id=document.id, text=document.text + text), split
 
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def stop_packing(directory: Path, tokenizer: TextTokenizer, num: int, corpus_hash: str = "c") -> None:
     with pytest.raises(KeyboardInterrupt):
-        pack_source(failing(), directory=tmp_path, source="s", tokenizer=tokenizer, corpus_hash="c")
-    assert list(tmp_path.iterdir()) == []
+        pack_source(stopping_after(num), directory=directory, source="s", tokenizer=tokenizer, corpus_hash=corpus_hash)
 
 
-def test_pack_source_killed_midway_leaves_the_old_files(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_pack_source_stopped_midway_leaves_no_shard(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    stop_packing(tmp_path, tokenizer, 40)
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".json")]
+
+
+def test_pack_source_stopped_midway_leaves_the_old_files(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     write(tmp_path, tokenizer)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = snapshot(tmp_path)
+    stop_packing(tmp_path, tokenizer, 1, corpus_hash="d")
+    assert {name: content for name, content in snapshot(tmp_path).items() if name in before} == before
 
-    def failing() -> Iterator[tuple[Document, Split]]:
-        yield Document(id="0", text="another"), "train"
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        pack_source(failing(), directory=tmp_path, source="s", tokenizer=tokenizer, corpus_hash="d")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+@pytest.fixture
+def saving_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "_BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(pack, "_SAVE_EVERY_BYTES", 300)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Texts that are tokenized from now on."""
+    encoded: list[str] = []
+    original = pack.Encoder.encode
+
+    def encode(self: pack.Encoder, texts: list[str]) -> object:
+        encoded.extend(texts)
+        return original(self, texts)
+
+    monkeypatch.setattr(pack.Encoder, "encode", encode)
+    return encoded
+
+
+@pytest.mark.usefixtures("saving_often")
+@pytest.mark.parametrize("num", [0, 3, 12, 30, 49])
+def test_pack_source_goes_on_where_it_was_saved_with_the_same_bytes(
+    num: int, tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indices = write(tmp_path / "straight", tokenizer)
+    stop_packing(tmp_path / "stopped", tokenizer, num)
+    encoded = counted(monkeypatch)
+    assert write(tmp_path / "stopped", tokenizer) == indices
+    assert snapshot(tmp_path / "stopped") == snapshot(tmp_path / "straight")
+    lost = 300 + 2 * 100 + 2 * max(map(len, TEXTS))  # what is packed between two saves, and the batch at hand
+    assert sum(len(text) for text in encoded) <= sum(map(len, TEXTS[num:])) + lost
+
+
+@pytest.mark.usefixtures("saving_often")
+@pytest.mark.parametrize("damage", ["bytes", "state", "missing", "other corpus", "other tokenizer"])
+def test_pack_source_starts_anew_when_what_was_saved_is_not_its_own(
+    damage: str, tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "straight", tokenizer)
+    directory = tmp_path / "stopped"
+    other = train_tokenizer(TEXTS, vocab_size=290)
+    stop_packing(directory, other if damage == "other tokenizer" else tokenizer, 40, "d" if "corpus" in damage else "c")
+    partial = directory / "train.bin.partial"
+    if damage == "bytes":
+        partial.write_bytes(b"\x07" + partial.read_bytes()[1:])
+    elif damage == "state":
+        (directory / "packing.json").write_text("{}")
+    elif damage == "missing":
+        partial.unlink()
+    encoded = counted(monkeypatch)
+    write(directory, tokenizer)
+    assert snapshot(directory) == snapshot(tmp_path / "straight")
+    assert sorted(encoded) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+@pytest.mark.parametrize("indices", [0, 1, 2])
+def test_pack_source_killed_while_it_names_its_files_only_names_the_rest(
+    renamed: int, indices: int, tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if indices and renamed < 2:
+        pytest.skip("indices come after the names")
+    made = write(tmp_path / "straight", tokenizer)
+    calls = 0
+    originals = {"replace": Path.replace, "write_json": pack.write_json}
+
+    def limited(name: str, allowed: int) -> Callable[..., object]:
+        def call(path: Path, *rest: object) -> object:
+            nonlocal calls
+            if name == "replace" or path.name != "packing.json":
+                calls += 1
+                if calls > allowed:
+                    raise KeyboardInterrupt
+            return originals[name](path, *rest)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if renamed < 2:
+            # the state's own file is renamed once before
+            patch.setattr(Path, "replace", limited("replace", 1 + renamed))
+        else:
+            patch.setattr(pack, "write_json", limited("write_json", indices))
+        if indices < 2:
+            with pytest.raises(KeyboardInterrupt):
+                write(tmp_path / "killed", tokenizer)
+        else:
+            write(tmp_path / "killed", tokenizer)
+    encoded = counted(monkeypatch)
+    assert write(tmp_path / "killed", tokenizer) == made
+    assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "straight")
+    assert encoded == [] or indices == 2
+
+
+@pytest.mark.parametrize("provenance", ["proxy", "synthetic"])
+def test_pack_source_marks_where_a_text_comes_from(
+    provenance: Literal["proxy", "synthetic"], tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    pack_source(sided(), directory=tmp_path, source="s", tokenizer=tokenizer, corpus_hash="c", provenance=provenance)
+    assert {open_shard(tmp_path, split).index.provenance for split in SPLITS} == {provenance}
+    assert read_packed(tmp_path, tokenizer=tokenizer, corpus_hash="c") is None
+    assert read_packed(tmp_path, tokenizer=tokenizer, corpus_hash="c", provenance=provenance) is not None
+
+
+def test_open_shard_of_an_index_without_provenance_takes_it_for_original(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    write(tmp_path, tokenizer)
+    index = json.loads((tmp_path / "train.json").read_text())
+    del index["provenance"]
+    (tmp_path / "train.json").write_text(json.dumps(index))
+    assert open_shard(tmp_path, "train").index.provenance == "original"
 
 
 def test_pack_source_into_a_place_that_cannot_be_written_is_refused(tokenizer: TextTokenizer, tmp_path: Path) -> None:
@@ -96,7 +216,7 @@ def test_pack_source_into_a_place_that_cannot_be_written_is_refused(tokenizer: T
         write(tmp_path / "file" / "below", tokenizer)
 
 
-def test_pack_source_on_a_full_disk_fails_the_run_and_leaves_nothing(
+def test_pack_source_on_a_full_disk_fails_the_run_and_leaves_no_shard(
     tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: object, text: str, token_ids: object) -> None:
@@ -105,7 +225,7 @@ def test_pack_source_on_a_full_disk_fails_the_run_and_leaves_nothing(
     monkeypatch.setattr(pack._Writer, "add", full)
     with pytest.raises(RunFailedError, match="disk must have room"):
         write(tmp_path, tokenizer)
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".bin", ".json")]
 
 
 def test_read_packed_knows_its_own_and_no_other(tokenizer: TextTokenizer, tmp_path: Path) -> None:
