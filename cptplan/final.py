@@ -10,9 +10,10 @@ from cptplan import campaign
 from cptplan.config import Project
 from cptplan.design import run_spec
 from cptplan.errors import ConfigError
-from cptplan.hardware import find_hardware
+from cptplan.hardware import Hardware, find_hardware
 from cptplan.launch import check_target, write_launch
 from cptplan.plan import Plan, PlannedRun, read_plan
+from cptplan.run_options import Accounting
 from cptplan.run_spec import RunSpec, read_run_spec
 from cptplan.stages import Note, quiet, read_corpora, require_tokens, run_jobs, tokens_of_run
 from cptplan.workspace import Workspace
@@ -43,20 +44,30 @@ def write_launch_files(project: Project, workspace: Workspace, target: str) -> P
     """
     check_target(target)
     plan = read_plan(workspace.latest("plans") / "plan.json")
-    spec = planned_spec(project, workspace, plan.chosen, "final")
-    require_tokens(read_corpora(workspace), tokens_of_run(spec))
     local = target == "local"
     here = project.budget.hardware if campaign.has_accelerator() else "cpu"
+    hardware = find_hardware(here if local else project.budget.hardware)
+    spec = planned_spec(project, workspace, plan.chosen, "final")
+    spec = spec.model_copy(update={"accounting": _accounting(hardware)})
+    require_tokens(read_corpora(workspace), tokens_of_run(spec))
     devices = project.pilot.processes if local else project.budget.num_devices
     write_launch(
         target,
         spec,
         workspace.launch,
-        hardware=find_hardware(here if local else project.budget.hardware),
+        hardware=hardware,
         num_processes=devices,
         num_nodes=1 if local else max(-(-devices // DEVICES_PER_NODE), 1),
     )
     return workspace.launch / target
+
+
+def _accounting(hardware: Hardware) -> Accounting | None:
+    """What the run's log needs for its MFU and its price; None for a CPU, whose peak is a guess."""
+    if hardware.kind == "cpu":
+        return None
+    price = hardware.usd_per_hour
+    return Accounting(peak_flops=hardware.peak_flops.value, usd_per_device_hour=None if price is None else price.value)
 
 
 def final_job(workspace: Workspace, target: str = "local") -> campaign.Job:
