@@ -31,7 +31,7 @@ _TEXT_END = 0xFF  # no byte of UTF-8
 _HASH_FACTORS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))  # odd, of mixed bits
 
 # published: the expressions of the tokenizers of GPT-2 (its ByteLevel has it inside), GPT-4 and Llama 3, Qwen 2 to 3,
-# and GPT-4o, gpt-oss and Llama 4, as their tokenizer.json files write them.
+# GPT-4o and gpt-oss, and Mistral NeMo (without contractions), as their tokenizer.json files write them.
 _CONTRACTION = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT4 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
@@ -40,7 +40,8 @@ _GPT4O = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}?"
     rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
-KNOWN_EXPRESSIONS = frozenset({_GPT4, _GPT4.replace("{1,3}", ""), _GPT4O})
+_TEKKEN = _GPT4O.replace(f"{_CONTRACTION}?", "").replace("{1,3}", "")
+KNOWN_EXPRESSIONS = (_GPT4, _GPT4.replace("{1,3}", ""), _GPT4O, _TEKKEN)
 
 _OTHER, _SPACE, _LETTER, _DIGIT, _MARK, _APOSTROPHE, _BLANK, _END = range(8)
 """Kinds of bytes; a mark is printable ASCII, a blank is white space but the space, other is control and non-ASCII."""
@@ -211,6 +212,9 @@ def _read_expressions(settings: dict[str, Any] | None) -> str | None:
     if steps[-1]["use_regex"]:
         digits = all(step["type"] == "Digits" and step["individual_digits"] for step in steps[:-1])
         return "gpt2" if digits else None
-    if len(steps) != 2 or steps[0]["type"] != "Split" or steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
+    if len(steps) != 2 or steps[0]["type"] != "Split":
         return None
-    return "gpt4" if steps[0]["pattern"].get("Regex") in KNOWN_EXPRESSIONS else None
+    # what matches is a piece, or what does not is removed: the same where everything matches
+    way = steps[0]["behavior"], steps[0]["invert"]
+    is_known = steps[0]["pattern"].get("Regex") in KNOWN_EXPRESSIONS
+    return "gpt4" if is_known and way in (("Isolated", False), ("Removed", True)) else None

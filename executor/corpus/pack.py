@@ -57,7 +57,7 @@ class ShardIndex(Contract):
     vocab_size: Annotated[int, Field(gt=0)]
     tokenizer_hash: str
     corpus_hash: str
-    """Of the kept documents and their split."""
+    """Of the texts in order and their split."""
     sha256: str
     """Of the token file."""
     provenance: Literal["original", "proxy", "synthetic"] = "original"

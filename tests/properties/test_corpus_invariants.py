@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.corpus.documents import Document
+from executor.corpus.encode import Encoder
 from executor.corpus.prose import as_prose, paragraphs
 from executor.corpus.source_code import without_documentation
 from executor.corpus.split import NO_KEYS, choose_validation, document_key, select, survey
 from executor.corpus.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["the cat and the dog", "def f(x):\n    return x"], vocab_size=280)
+ENCODER = Encoder(TOKENIZER)
 TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 
 
@@ -53,6 +55,15 @@ def test_side_of_a_text_does_not_depend_on_order_or_repetition(texts: list[str],
 @given(TEXT)
 def test_any_text_comes_back_from_the_tokenizer(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode([text])[0]) == text
+
+
+CLOSE = st.text(st.sampled_from(" \t\n\r\x0b\x1c\x85\u00a0aBé\u0301你7²'’.,(_/\\-\x00"), max_size=40)
+
+
+@given(st.lists(st.one_of(TEXT, CLOSE), max_size=8))
+def test_fast_tokens_are_those_of_the_tokenizer_alone(texts: list[str]) -> None:
+    wanted = [token for ids in TOKENIZER.encode(texts) for token in (*ids.tolist(), TOKENIZER.eos_token_id)]
+    assert ENCODER.encode(texts).tolist() == wanted  # ENCODER remembers the texts of the examples before
 
 
 @given(st.text())

@@ -151,13 +151,10 @@ def test_pack_source_starts_anew_when_what_was_saved_is_not_its_own(
     assert sorted(encoded) == sorted(TEXTS)
 
 
-@pytest.mark.parametrize("renamed", [0, 1, 2])
-@pytest.mark.parametrize("indices", [0, 1, 2])
+@pytest.mark.parametrize(("renamed", "indices"), [(0, 0), (1, 0), (2, 0), (2, 1), (2, 2)])
 def test_pack_source_killed_while_it_names_its_files_only_names_the_rest(
     renamed: int, indices: int, tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if indices and renamed < 2:
-        pytest.skip("indices come after the names")
     made = write(tmp_path / "straight", tokenizer)
     calls = 0
     originals = {"replace": Path.replace, "write_json": pack.write_json}

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from executor.corpus import embedded
+from executor.corpus import embedded, pack
 from executor.corpus import prepare as prepare_module
 from executor.corpus.__main__ import main
 from executor.corpus.pack import open_shard
-from executor.corpus.tokenizer import load_tokenizer
+from executor.corpus.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 WORDS = "the values of a row are copied to its end before it is read again by the one who wrote them".split()  # noqa: SIM905
+
+ROLES = (("general", "general"), ("code", "domain"))
 
 
 def texts(name: str, num: int) -> list[str]:
@@ -243,6 +248,63 @@ def test_process_killed_for_real_and_started_again_writes_the_same_bytes(kill: s
     assert b"Traceback" not in stderr
     assert run(project) == 0
     assert snapshot(project / "again") == straight
+
+
+def prepare_process(spec: str) -> None:
+    """The process with small pieces of work, so that there is much to lose."""
+    pack._BATCH_CHARACTERS, pack._SAVE_EVERY_BYTES = 20_000, 100_000
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    raise SystemExit(main(["--spec", spec]))
+
+
+def test_process_killed_at_random_moments_again_and_again_writes_the_same_bytes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    words = ["".join(chr(97 + letter) for letter in rng.integers(0, 26, 7)) for _ in range(20_000)]
+    for name in ("general", "code"):
+        documents = [" ".join(rng.choice(words, 400)) for _ in range(600)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    save_tokenizer(train_tokenizer(words[:500], vocab_size=300), tmp_path / "tokenizer")
+    sources = [{"name": n, "role": r, "path": str(tmp_path / f"{n}.jsonl")} for n, r in ROLES]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["executor.corpus.__main__"])
+
+    def start(out: str) -> ForkServerProcess:
+        write_spec(tmp_path, out=str(tmp_path / out), tokenizer={"path": str(tmp_path / "tokenizer")}, sources=sources)
+        process = context.Process(target=prepare_process, args=(str(tmp_path / "corpus.json"),))
+        process.start()
+        return process
+
+    start("warm").join()  # the server itself starts
+    begin = time.monotonic()
+    straight = start("straight")
+    straight.join()
+    seconds = time.monotonic() - begin
+    assert straight.exitcode == 0
+    going_on = kills = 0
+    for _ in range(100):
+        going_on += any((tmp_path / "killed").rglob("packing.json"))
+        process = start("killed")
+        process.join(rng.uniform(0.2, 1.0) * seconds)
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        kills += 1
+    assert process.exitcode == 0, "no progress is made between the kills"
+    assert kills >= 1
+    assert going_on >= 1
+    assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("provenance", ["proxy", "synthetic"])
+def test_process_marks_where_a_text_comes_from(provenance: str, project: Path) -> None:
+    sources = json.loads((project / "corpus.json").read_text())["sources"]
+    sources[0]["provenance"] = provenance
+    write_spec(project, sources=sources)
+    assert run(project) == 0
+    record = json.loads((project / "out" / "corpora.json").read_text())
+    assert [source["provenance"] for source in record["sources"]] == [provenance, "original"]
+    assert open_shard(project / "out" / "general", "train").index.provenance == provenance
 
 
 def test_corpus_room_imports_neither_torch_nor_transformers() -> None:
