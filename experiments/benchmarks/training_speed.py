@@ -238,7 +238,8 @@ def launch(entry: Entry, size: str, corpus: Path, work: Path, options: argparse.
     work.mkdir(parents=True)
     model = model_config(size)
     if entry.who == "ours":
-        write_run_spec(work / "spec.json", run_spec(model, corpus, entry.compile, options.batch_tokens))
+        spec = run_spec(model, corpus, compile=entry.compile, batch_tokens=options.batch_tokens)
+        write_run_spec(work / "spec.json", spec)
         command = [sys.executable, "-m", "executor.train", "--run-dir", str(work)]
         return Racer(entry, command, work / "metrics.jsonl")
     job = Job(
@@ -267,23 +268,23 @@ def model_config(size: str) -> dict[str, Any]:
     }
 
 
-def run_spec(model: dict[str, Any], corpus: Path, compiled: bool, batch_tokens: int) -> RunSpec:
-    """The executor's run: one source, no evaluation but the one at the start, no checkpoint before the race ends."""
+def run_spec(model: dict[str, Any], corpus: Path, **changes: Any) -> RunSpec:
+    """The executor's run: one source, no evaluation but the first and the last, no checkpoint."""
     path = str(corpus / "general")
-    return RunSpec(
-        name="speed",
-        phase="pretrain",
-        model=ModelSource(config=model),
-        sources=(Source(name="general", role="general", path=path),),
-        validation=(ValidationSet(name="general", path=path, num_tokens=SEQ_LEN),),
-        schedule=read_schedule({"kind": "constant", "peak_lr": LR, "total_steps": MANY_STEPS}, "benchmark", corpus),
-        mixture=ConstantMixture(replay_ratio=1.0),
-        seq_len=SEQ_LEN,
-        batch_tokens=batch_tokens,
-        compile=compiled,
-        eval_steps=(),
-        checkpoint_every=MANY_STEPS,
-    )
+    schedule = {"kind": "constant", "peak_lr": LR, "total_steps": changes.pop("total_steps", MANY_STEPS)}
+    values = {
+        "name": "speed",
+        "phase": "pretrain",
+        "model": ModelSource(config=model),
+        "sources": (Source(name="general", role="general", path=path),),
+        "validation": (ValidationSet(name="general", path=path, num_tokens=SEQ_LEN),),
+        "schedule": read_schedule(schedule, "the benchmark", corpus),
+        "mixture": ConstantMixture(replay_ratio=1.0),
+        "seq_len": SEQ_LEN,
+        "eval_steps": (),
+        "checkpoint_every": MANY_STEPS,
+    }
+    return RunSpec(**{**values, **changes})
 
 
 def step_seconds(line: dict[str, Any]) -> float:
