@@ -1,39 +1,60 @@
-"""The model of a run: loaded or drawn, checked against its tokenizer and data, exported as a model directory."""
+"""The model of a run: loaded or drawn, and checked against its tokenizer, its data and this machine.
+
+Any architecture that AutoModelForCausalLM knows. A mixture of experts is trained on the cross entropy of its logits
+like any other; what balances its experts is added where its own configuration asks for it: auxiliary_loss.
+"""
 
 from __future__ import annotations
 
-import os
+import importlib.util
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PretrainedConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from cptplan.errors import ConfigError, CptplanError, ModelError
-from cptplan.files import read_json, storage_error, write_json
+from cptplan.errors import ConfigError, ModelError, suggest
 from cptplan.run_spec import ModelSource, RunSpec
-from executor.checkpoint import sync_directory
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# where configurations say how many positions there are; some keep an older field beside the one that counts
+POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx")
+NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    TypeError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 
 def load_model(spec: RunSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """The model with fp32 master weights in training mode, and its tokenizer (None only for a bare configuration).
 
-    Raises:    ModelError if a part is missing or does not load; ConfigError if seq_len is longer than its positions.
+    Raises:    ModelError if a part is missing or does not load; ConfigError if seq_len is longer than its positions or
+               its attention cannot run here.
     """
     source = spec.model
     set_verbosity_error()
@@ -41,13 +62,14 @@ def load_model(spec: RunSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
     if source.path is not None:
         _check_directory(source)
     try:
+        _check_type(_config_values(source), source)
         tokenizer = _load_tokenizer(source)
         config = _load_config(source)
         _check_positions(config, spec)
         model = _load_weights(source, config, spec)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, SafetensorError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(
-            f"model must load; got {_first_line(error)} for {source.path or 'model.config'}.",
+            f"model must load; got {_first_line(error)} for {_place(source)}.",
             hint="check model.path, model.config and attention, or load it with transformers to see more",
         ) from error
     if spec.activation_checkpointing:
@@ -56,7 +78,78 @@ def load_model(spec: RunSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase 
     return model, tokenizer
 
 
-def _load_config(source: ModelSource) -> PretrainedConfig:
+def stored_dtype(source: ModelSource) -> torch.dtype:
+    """Type of a loaded base model's stored weights if bf16 or fp16, so that an export can take its place; else fp32."""
+    if source.path is None:
+        return torch.float32
+    values = _config_values(source)
+    text = values.get("text_config") or {}
+    found = next((part[key] for part in (values, text) for key in ("dtype", "torch_dtype") if part.get(key)), None)
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(found), torch.float32)
+
+
+def resolve_attention(spec: RunSpec, config: PreTrainedConfig) -> str:
+    """The attention to ask transformers for: auto takes flash, else sdpa, else eager, whichever can run first.
+
+    Args:      config: of the model: not every architecture has them all.
+    Raises:    ConfigError if flash_attention_2 is asked for by name and cannot run.
+    """
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # None for a model that brings its code
+    lacking = _flash_lacks(spec)
+    if spec.attention == "flash_attention_2" and lacking is not None:
+        raise ConfigError(
+            f"attention flash_attention_2 must have flash_attn, CUDA and precision bf16; got {lacking}.",
+            hint="install flash-attn, or set attention to auto",
+        )
+    if spec.attention != "auto":
+        return spec.attention
+    if lacking is None and getattr(architecture, "_supports_flash_attn", False):
+        return "flash_attention_2"
+    return "sdpa" if getattr(architecture, "_supports_sdpa", True) else "eager"
+
+
+def _flash_lacks(spec: RunSpec) -> str | None:
+    if importlib.util.find_spec("flash_attn") is None:
+        return "no flash_attn"
+    if not torch.cuda.is_available():
+        return "no CUDA"
+    return None if spec.precision == "bf16" else f"precision {spec.precision}"
+
+
+def _config_values(source: ModelSource) -> dict[str, Any]:
+    """The configuration as it is written down."""
+    if source.config is not None:
+        return dict(source.config)
+    values: dict[str, Any] = PreTrainedConfig.get_config_dict(source.path)[0]
+    return values
+
+
+def _check_type(values: Mapping[str, Any], source: ModelSource) -> None:
+    """Refuse what transformers does not know, or knows as something else than a causal language model."""
+    kind = str(values.get("model_type") or "no model_type")
+    brings_code = "AutoModelForCausalLM" in (values.get("auto_map") or {})
+    if brings_code and source.trust_remote_code:
+        return
+    if kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    if brings_code:
+        raise ModelError(
+            f"model must not need code of its own unless trusted; got model_type {kind} with auto_map in "
+            f"{_place(source)}.",
+            hint="read its code, then set model.trust_remote_code to true",
+        )
+    if kind in CONFIG_MAPPING:
+        raise ModelError(
+            f"model must be a causal language model; got model_type {kind} in {_place(source)}.",
+            hint="give a decoder that AutoModelForCausalLM loads",
+        )
+    raise ModelError(
+        f"model_type must be one that transformers {transformers.__version__} knows; got {kind} in {_place(source)}.",
+        hint=suggest(kind, CONFIG_MAPPING.keys()) or "check model_type, or install a transformers that knows it",
+    )
+
+
+def _load_config(source: ModelSource) -> PreTrainedConfig:
     if source.config is not None:
         values = dict(source.config)
         return AutoConfig.for_model(values.pop("model_type"), **values)
@@ -70,11 +163,11 @@ def _load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
     return AutoTokenizer.from_pretrained(place, trust_remote_code=source.trust_remote_code)
 
 
-def _load_weights(source: ModelSource, config: PretrainedConfig, spec: RunSpec) -> PreTrainedModel:
+def _load_weights(source: ModelSource, config: PreTrainedConfig, spec: RunSpec) -> PreTrainedModel:
     # the stored type is often bf16, and updates smaller than its precision would be lost: say fp32 always
     settings: dict[str, Any] = {
         "dtype": torch.float32,
-        "attn_implementation": spec.attention,
+        "attn_implementation": resolve_attention(spec, config),
         "trust_remote_code": source.trust_remote_code,
     }
     if source.path is None:
@@ -102,8 +195,13 @@ def _check_directory(source: ModelSource) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(f"model directory must hold config.json; got none in {path}.", hint="give a complete export")
     if not list(path.glob("*.safetensors")):
+        pickled = sorted(file.name for pattern in PICKLED_WEIGHTS for file in path.glob(pattern))
+        got = f"only pickled weights ({pickled[0]})" if pickled else "none"
         raise ModelError(
-            f"model directory must hold *.safetensors; got none in {path}.", hint="save it with save_pretrained"
+            f"model directory must hold *.safetensors; got {got} in {path}.",
+            hint="pickles can run code when loaded; where you trust them, load and save_pretrained again"
+            if pickled
+            else "save it with save_pretrained",
         )
     has_tokenizer = any((path / name).is_file() for name in TOKENIZER_FILES)
     if source.tokenizer is None and not has_tokenizer:
@@ -112,12 +210,19 @@ def _check_directory(source: ModelSource) -> None:
         )
 
 
-def _check_positions(config: PretrainedConfig, spec: RunSpec) -> None:
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and spec.seq_len > longest:
+def _check_positions(config: PreTrainedConfig, spec: RunSpec) -> None:
+    text = config.get_text_config()
+    for name in POSITIONS:
+        longest = getattr(text, name, None)
+        if longest is not None:
+            break
+    else:
+        return
+    rope = getattr(text, "rope_parameters", None) or {}
+    stretched = rope.get("original_max_position_embeddings", 0) * rope.get("factor", 1)
+    if spec.seq_len > max(longest, stretched):
         raise ConfigError(
-            f"seq_len must be at most max_position_embeddings; got {spec.seq_len} and {longest} in the model.",
-            hint="shorten seq_len",
+            f"seq_len must be at most {name}; got {spec.seq_len} and {longest} in the model.", hint="shorten seq_len"
         )
 
 
@@ -139,6 +244,23 @@ def check_vocabulary(
             )
 
 
+def auxiliary_loss(model: nn.Module, outputs: Any) -> torch.Tensor | None:
+    """What a mixture of experts adds to the loss so that all experts are used: router_aux_loss_coef x its own measure.
+
+    A model returns it only if output_router_logits is true in its configuration; the loop computes the cross entropy
+    from the logits itself, so without this term experts would be trained out of balance in silence. It is no mean over
+    tokens: each forward pass is measured as a whole, so micro_batch_tokens and the number of processes change it.
+    Validation losses leave it out.
+    Args:      model: wrapped or not. outputs: of its forward pass.
+    Returns:   scalar, nats; None if the model asks for none.
+    """
+    measure = getattr(outputs, "aux_loss", None)
+    if not isinstance(measure, torch.Tensor):
+        return None
+    config = getattr(model, "module", model).config.get_text_config()
+    return float(config.router_aux_loss_coef) * measure
+
+
 def count_params(model: PreTrainedModel) -> tuple[int, int]:
     """Parameters in all, and without those of embeddings (tokens, positions) and of the output layer."""
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
@@ -147,6 +269,16 @@ def count_params(model: PreTrainedModel) -> tuple[int, int]:
     excluded = {p: p.numel() for module in outside for p in module.parameters()}
     total = sum(p.numel() for p in model.parameters())
     return total, total - sum(excluded.values())
+
+
+def num_used_params(model: PreTrainedModel) -> int:
+    """Parameters that a token goes through, for FLOPs: those without embeddings, the output layer, k of E experts."""
+    config, output = model.config.get_text_config(), model.get_output_embeddings()
+    experts = next((number for name in NUM_EXPERTS if (number := getattr(config, name, None))), 1)
+    chosen = getattr(config, "num_experts_per_tok", None) or experts
+    in_experts = sum(p.numel() for name, p in model.named_parameters() if re.search(r"(^|\.)experts\.", name))
+    in_output = sum(p.numel() for p in output.parameters()) if output is not None else 0
+    return count_params(model)[1] + in_output - in_experts * (experts - chosen) // experts
 
 
 def tied_names(model: PreTrainedModel) -> frozenset[str]:
@@ -158,57 +290,8 @@ def tied_names(model: PreTrainedModel) -> frozenset[str]:
     return frozenset(every - {name for name, _ in model.named_parameters()})
 
 
-def export_model(
-    directory: Path,
-    model: PreTrainedModel,
-    state: Mapping[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> None:
-    """Write a model directory that transformers 4 and 5 read alike; whole, or not at all.
-
-    Args:      model: unwrapped. state: full weights on this process, each under one name.
-    """
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        model.save_pretrained(temporary, state_dict=dict(state))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        _write_dual_config(temporary)
-        readable = (temporary / "config.json").stat().st_mode
-        for path in temporary.iterdir():
-            path.chmod(readable)  # safetensors come for their owner only, and a team shares its models
-        sync_directory(temporary)
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
-    except (OSError, SafetensorError, CptplanError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # give the room back
-        raise _export_error(error, directory) from error
-
-
-def _export_error(error: Exception, directory: Path) -> Exception:
-    """The user's words for a failed export; safetensors puts the system's error number into its message."""
-    number = re.search(r"os error (\d+)", str(error))
-    if isinstance(error, SafetensorError) and number:
-        error = OSError(int(number[1]), os.strerror(int(number[1])))
-    return storage_error(error, directory) if isinstance(error, OSError) else error
-
-
-def _write_dual_config(directory: Path) -> None:
-    """Add what transformers 4 looks for: without it, it takes rope_theta 10000 and finds no tokenizer class."""
-    config = read_json(directory / "config.json")
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        config["rope_theta"] = rope["rope_theta"]
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        config["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else scaling
-    config["torch_dtype"] = config.get("dtype")
-    write_json(directory / "config.json", config)
-    path = directory / "tokenizer_config.json"
-    if path.is_file():
-        settings = read_json(path)
-        if settings.get("tokenizer_class") == "TokenizersBackend":
-            write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
+def _place(source: ModelSource) -> str:
+    return source.path or "model.config"
 
 
 def _first_line(error: Exception) -> str:
