@@ -192,6 +192,62 @@ def price_run(
     )
 
 
+def tokens_within(
+    shape: ModelShape,
+    seq_len: int,
+    hardware: Hardware,
+    num_devices: int = 1,
+    *,
+    flops: float | None = None,
+    gpu_hours: float | None = None,
+    usd: float | None = None,
+    hours: float | None = None,
+    mfu: float | None = None,
+    measured_tokens_per_second: float | None = None,
+    usd_per_gpu_hour: float | None = None,
+    eval_share: float = 0.0,
+) -> float:
+    """Training tokens that a budget buys: the inverse of price_run, which is linear in tokens.
+
+    tokens = budget / (what one training token costs, with its share of evaluation)
+    Args:      one of flops (exact, of all devices), gpu_hours, usd, or hours of wall clock on num_devices.
+               eval_share: validation tokens read for each training token. The others as in price_run.
+    Returns:   tokens, not rounded.
+    Raises:    ConfigError unless exactly one budget is given, or when usd is asked of hardware without a price.
+    """
+    budgets = {"flops": flops, "gpu_hours": gpu_hours, "usd": usd, "hours": hours}
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        raise ConfigError(
+            f"a budget must be one of {', '.join(budgets)}; got {', '.join(given) or 'none'}.", hint="give one of them"
+        )
+    _check_positive(**given)
+    (name, budget), probe = next(iter(given.items())), 1e9
+    cost = price_run(
+        shape,
+        probe,
+        seq_len,
+        hardware,
+        num_devices,
+        mfu=mfu,
+        measured_tokens_per_second=measured_tokens_per_second,
+        eval_tokens=eval_share * probe,
+        usd_per_gpu_hour=usd_per_gpu_hour,
+    )
+    costs = {
+        "flops": cost.flops_exact,
+        "gpu_hours": cost.gpu_hours,
+        "usd": cost.price_usd,
+        "hours": cost.wall_seconds / SECONDS_PER_HOUR,
+    }
+    each = costs[name]
+    if not each:
+        raise ConfigError(
+            f"usd must have a price of {hardware.name} to be spent at; got none.", hint="give usd_per_gpu_hour"
+        )
+    return probe * budget / each
+
+
 def _speed(
     shape: ModelShape,
     seq_len: int,

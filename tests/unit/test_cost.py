@@ -12,6 +12,7 @@ from cptplan.cost import (
     forward_flops,
     measured_mfu,
     price_run,
+    tokens_within,
     training_flops,
     training_flops_6nd,
 )
@@ -155,3 +156,26 @@ def test_number_outside_its_range_is_refused(wrong):
     arguments = {"shape": LLAMA_32_1B, "tokens": 1e6, "seq_len": 128, "hardware": H100, **wrong}
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         price_run(**arguments)
+
+
+@pytest.mark.parametrize("budget", ["flops", "gpu_hours", "usd", "hours"])
+@pytest.mark.parametrize("speed", [None, 5e4])
+def test_tokens_within_a_budget_cost_that_budget(budget, speed):
+    options = {"measured_tokens_per_second": speed, "usd_per_gpu_hour": 2.0}
+    tokens = tokens_within(LLAMA_3_8B, 4096, H100, 16, **{budget: 1e6}, eval_share=0.01, **options)
+    cost = price_run(LLAMA_3_8B, tokens, 4096, H100, 16, eval_tokens=0.01 * tokens, **options)
+    spent = {"flops": cost.flops_exact, "gpu_hours": cost.gpu_hours, "usd": cost.price_usd,
+             "hours": cost.wall_seconds / 3600}  # fmt: skip
+    assert spent[budget] == pytest.approx(1e6, rel=1e-12)
+
+
+@pytest.mark.parametrize("budgets", [{}, {"usd": 1.0, "hours": 1.0}])
+def test_tokens_within_none_or_two_budgets_is_refused(budgets):
+    with pytest.raises(ConfigError, match="a budget must be one of flops, gpu_hours, usd, hours; got"):
+        tokens_within(LLAMA_3_8B, 4096, H100, **budgets)
+
+
+def test_tokens_within_money_needs_a_price():
+    with pytest.raises(ConfigError, match="usd must have a price of cpu"):
+        tokens_within(LLAMA_32_1B, 128, find_hardware("cpu"), usd=5.0)
+    assert tokens_within(LLAMA_32_1B, 128, find_hardware("cpu"), usd=5.0, usd_per_gpu_hour=0.1) > 0
