@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cptplan.errors import CptplanError
+import torch
+
+from cptplan.errors import CptplanError, RunFailedError
 from cptplan.files import storage_error
 
 
@@ -24,6 +26,11 @@ def run_command(work: Callable[[], None], out: Path) -> int:
         work()
     except CptplanError as error:
         return _report(error)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        return _report(
+            RunFailedError(f"device memory must hold the model and a batch; got {reason}", hint="lower --batch-size")
+        )
     except OSError as error:
         return _report(storage_error(error, Path(error.filename or out)))
     except KeyboardInterrupt:

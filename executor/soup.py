@@ -70,11 +70,14 @@ class Averager:
     batch_size: int
     isolate_documents: bool
 
-    def measure(self, weights: Sequence[float]) -> dict[str, float]:
-        """Take on a weighted sum, and return its validation losses."""
+    def mix(self, *weights: float) -> None:
+        """Give the model the weighted sum of the directories' weights."""
         places = self.model.state_dict()
         for name, tensor in interpolate(self.states, weights):
             places[name].copy_(tensor)
+
+    def measure(self) -> dict[str, float]:
+        """Validation losses of the model as it is now."""
         return validation_losses(
             self.model, self.sets, batch_size=self.batch_size, isolate_documents=self.isolate_documents
         )
@@ -118,13 +121,14 @@ def sweep(options: argparse.Namespace) -> None:
     averager = open_averager((options.base, options.adapted), options)
     candidates: list[Candidate] = []
     for a in coefficients:
-        losses = averager.measure((1.0 - a, a))
+        averager.mix(1.0 - a, a)
+        losses = averager.measure()
         base = candidates[0].losses if candidates else losses
         score = sum(weights[name] * (losses[name] - base[name]) for name in sets)
         candidates.append(Candidate(coefficient=a, losses=losses, score=score))
         logger.info("coefficient %g: %s, score %+.4f", a, _said(losses), score)
     best = choose(candidates)
-    averager.measure((1.0 - best.coefficient, best.coefficient))
+    averager.mix(1.0 - best.coefficient, best.coefficient)
     averager.export(options.out / MODEL)
     logger.info("coefficient %g is the best", best.coefficient)
     found = {
@@ -143,10 +147,12 @@ def average(options: argparse.Namespace) -> None:
     averager = open_averager(directories, options)
     table = []
     for place, directory in enumerate(directories):
-        losses = averager.measure([float(place == other) for other in range(len(directories))])
+        averager.mix(*(float(place == other) for other in range(len(directories))))
+        losses = averager.measure()
         table.append({"model": str(directory), "losses": losses})
         logger.info("%s: %s", directory, _said(losses))
-    mean = averager.measure([1.0 / len(directories)] * len(directories))
+    averager.mix(*[1.0 / len(directories)] * len(directories))
+    mean = averager.measure()
     averager.export(options.out / MODEL)
     logger.info("average: %s", _said(mean))
     _write_result(options, averager, {"table": table, "average": mean})

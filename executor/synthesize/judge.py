@@ -86,4 +86,5 @@ def hash_ngrams(token_ids: NDArray[np.integer], length: int) -> NDArray[np.uint6
     powers = np.array([pow(MULTIPLIER, place + 1, 1 << 64) for place in range(length)], dtype=np.uint64)
     runs = np.lib.stride_tricks.sliding_window_view(np.asarray(token_ids, dtype=np.uint64) + np.uint64(1), length)
     sums = (runs * powers).sum(axis=1, dtype=np.uint64)
-    return (sums ^ (sums >> np.uint64(32))) * np.uint64(MULTIPLIER) ^ (sums >> np.uint64(29))
+    hashes: NDArray[np.uint64] = (sums ^ (sums >> np.uint64(32))) * np.uint64(MULTIPLIER) ^ (sums >> np.uint64(29))
+    return hashes

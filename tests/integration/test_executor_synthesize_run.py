@@ -19,6 +19,7 @@ from executor.corpus.tokenizer import save_tokenizer, train_tokenizer
 from executor.export import export_model
 from executor.model import tied_names
 from executor.synthesize.__main__ import main
+from executor.synthesize.generate import Settings, open_generator
 
 WORDS = "the values of a row are copied to its end before it is read again by one who wrote".split()  # noqa: SIM905
 TOKENIZER_SIZE = 300
@@ -112,6 +113,14 @@ def test_same_seed_gives_the_same_texts_and_another_gives_others(root):
     before = (root / "one" / "synthetic.jsonl").stat()
     assert synthesize(root, out="one") == 0
     assert (root / "one" / "synthetic.jsonl").stat() == before
+
+
+def test_weights_are_in_the_type_asked_for(root):
+    settings = {"batch_size": 8, "prompt_tokens": 6, "max_new_tokens": 20, "temperature": 1.0, "top_p": 1.0, "seed": 0}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        parsed = Settings.parse({**settings, "tokens": 100, "dtype": name}, "")
+        assert open_generator(root / "model", root / "data" / "general", parsed).model.dtype == dtype
+    assert synthesize(root, "--dtype", "bf16") == 0
 
 
 def test_a_model_that_only_writes_loops_is_refused_and_they_are_counted(root, capsys):
