@@ -45,7 +45,7 @@ class Position:
     device_seconds: float = 0.0
     """Wall-clock time of every process together, over all attempts of the run."""
     watched: dict[str, Any] = field(default_factory=dict)
-    """What spike detector, monitor and reweighting remember, by their name."""
+    """What spike detector, monitor and reweighting remember, by their name; empty only before the first checkpoint."""
 
 
 class Checkpoints:

@@ -100,7 +100,7 @@ class Trainer:
         Raises:    Stopped after a signal; RunFailedError if the run breaks or the disk is full.
         """
         spec, requests, evaluate_after = self.spec, Requests(), set(self.spec.steps_to_evaluate())
-        if self.position.step == 0:
+        if not self.position.watched:  # no checkpoint was there, not even one of step 0
             self.evaluate()
             if spec.spikes is not None and spec.spikes.policy == "rollback":
                 self.save()

@@ -18,6 +18,7 @@ from cptplan.mixture import ConstantMixture
 from cptplan.run_spec import ModelSource, Optimizer, RunSpec, Source, ValidationSet, write_run_spec
 from cptplan.schedule import CosineSchedule
 from executor.corpus.pack import ShardIndex
+from executor.data import TrainingData
 
 VOCAB = 64
 SEQ_LEN = 16
@@ -81,6 +82,21 @@ def write_corpora(root: Path) -> None:
         write_shard(root / name, "train", toy_tokens(6000, rule=rule, seed=rule))
         write_shard(root / name, "validation", toy_tokens(1000, rule=rule, seed=rule + 10))
     write_tokenizer(root / "tokenizer")
+
+
+def poison_step(spec: RunSpec, step: int) -> None:
+    """Make noise of what a run reads in one step (from 0), in the shards of its sources."""
+    data, rng = TrainingData(spec), np.random.default_rng(0)
+    first, count = step * spec.sequences_per_step, spec.sequences_per_step
+    rows, numbers = data.read(first, count), data.sources_of(first, count)
+    for number, source in data.sources.items():
+        directory = Path(next(chosen.path for chosen in spec.sources if chosen.name == source.name))
+        tokens = np.array(source.tokens)
+        starts = {tuple(tokens[at : at + SEQ_LEN + 1].tolist()): at for at in range(0, len(tokens) - SEQ_LEN, SEQ_LEN)}
+        for row in rows[numbers == number]:
+            at = starts[tuple(row.tolist())]
+            tokens[at + 1 : at + SEQ_LEN] = rng.integers(0, VOCAB, SEQ_LEN - 1)
+        write_shard(directory, "train", tokens)
 
 
 def write_tokenizer(directory: Path, vocab_size: int = VOCAB) -> None:

@@ -12,7 +12,6 @@ import pytest
 from cptplan.curves import read_curve
 from cptplan.run_options import Anchor, Monitor, Rule, Spikes
 from cptplan.schedule import ConstantSchedule
-from executor.data import TrainingData
 
 STEPS, SPIKE = 48, 30  # the step of number 30 (from 0) reads nothing but noise
 
@@ -21,23 +20,9 @@ STEPS, SPIKE = 48, 30  # the step of number 30 (from 0) reads nothing but noise
 def root(tmp_path_factory):
     path = tmp_path_factory.mktemp("watching")
     runs.write_corpora(path)
-    write_poisoned(path)
+    runs.write_shard(path / "poisoned", "train", runs.toy_tokens(8000, rule=1, seed=1))
+    runs.poison_step(spiky_spec(path), SPIKE)
     return path
-
-
-def write_poisoned(root: Path) -> None:
-    """General text whose windows of one step are noise."""
-    tokens = runs.toy_tokens(8000, rule=1, seed=1)
-    runs.write_shard(root / "poisoned", "train", tokens)
-    spec = spiky_spec(root)
-    data = TrainingData(spec)
-    rows = data.read(SPIKE * spec.sequences_per_step, spec.sequences_per_step)
-    starts = {tuple(tokens[at : at + runs.SEQ_LEN + 1].tolist()): at for at in range(0, 7984, runs.SEQ_LEN)}
-    rng = np.random.default_rng(0)
-    for row in rows:
-        at = starts[tuple(row.tolist())]
-        tokens[at + 1 : at + runs.SEQ_LEN] = rng.integers(0, runs.VOCAB, runs.SEQ_LEN - 1)
-    runs.write_shard(root / "poisoned", "train", tokens)
 
 
 def spiky_spec(root: Path, **changes):
