@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -17,6 +17,18 @@ from cptplan.errors import ConfigError, suggest
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(gt=0)]
+ScheduleKind = Literal["constant", "wsd", "cosine", "linear"]
+RISK = re.compile(r"cvar:(0?\.\d+)")
+
+
+def read_share(value: object) -> object:
+    """A share given as 0.03 or as 3%; anything else as it came, for the rules to refuse."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
+    return float(match[1]) / 100.0 if match else value
+
+
+Percent = BeforeValidator(read_share)
 
 
 class Start(Contract):
@@ -95,17 +107,69 @@ class Goal(Contract):
 
     weights: dict[str, float] = Field(default_factory=lambda: {"general": 0.4})
     """By validation set; those not named share the rest of 1."""
-    max_general_increase: Annotated[float, Field(ge=0)] | None = None
-    """Largest relative rise of general loss over the base model, such as 0.03."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    max_general_increase: Annotated[float, Percent, Field(ge=0)] | None = None
+    """Largest relative rise of general loss over the base model, such as 0.03 or 3%."""
+    max_forgetting_ratio: Amount | None = None
+    """Largest general perplexity over the base model's, such as 1.1."""
+    max_general_loss: Amount | None = None
+    """Largest general loss, nats per token."""
+    confidence: Annotated[float, Percent, Field(gt=0, lt=1)] = 0.9
+    """Share of the posterior draws in which the limits on general loss hold."""
+    risk: str = "mean"
+    """What of the uncertain objective counts: mean, or cvar:0.8, the mean of the worst 20 % of its draws."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.risk != "mean" and not RISK.fullmatch(self.risk):
+            raise ConfigError(f"goal.risk must be mean or cvar:<share>; got {self.risk!r}.", hint="such as cvar:0.8")
+        return self
+
+    @property
+    def cvar(self) -> float | None:
+        """Share of the better draws that do not count; None for the mean of all."""
+        match = RISK.fullmatch(self.risk)
+        return float(match[1]) if match else None
 
 
 class Budget(Contract):
-    """What the final run may cost."""
+    """What the final run may cost: all amounts that are given hold."""
 
-    tokens: Positive
+    tokens: Positive | None = None
+    flops: Amount | None = None
+    gpu_hours: Amount | None = None
+    usd: Amount | None = None
+    deadline_hours: Amount | None = None
+    """Wall clock on num_devices."""
     hardware: str = "h100-sxm"
     num_devices: Positive = 8
+    max_epochs: Annotated[float, Field(ge=1)] = 1.0
+    """Times that a run may read its general and its domain tokens."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.amounts:
+            raise ConfigError(
+                "budget must give an amount; got none of tokens, flops, gpu_hours, usd, deadline_hours.",
+                hint="such as tokens: 5000000000",
+            )
+        return self
+
+    @property
+    def amounts(self) -> dict[str, float]:
+        """The amounts that are given, by key."""
+        keys = ("tokens", "flops", "gpu_hours", "usd", "deadline_hours")
+        return {key: float(value) for key in keys if (value := getattr(self, key)) is not None}
+
+
+class Search(Contract):
+    """Which runs may be planned."""
+
+    schedules: Annotated[tuple[ScheduleKind, ...], Field(min_length=1)] = ("constant", "wsd")
+    """Kinds of schedule; the default ones are the pilots'."""
+    curriculum: bool = False
+    """The replay ratio may change along the run, on a straight line."""
+    extrapolate: bool = False
+    """Rates, ratios and lengths may lie somewhat beyond what the pilots support; the plan is marked."""
 
 
 class Pilot(Contract):
@@ -152,6 +216,7 @@ class Project(Contract):
     goal: Goal = Goal()
     budget: Budget
     pilot: Pilot
+    search: Search = Search()
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -163,7 +228,7 @@ class Project(Contract):
                 f"{pilot.batch_tokens}.",
                 hint=f"{max(pilot.batch_tokens // unit, 1) * unit} is one",
             )
-        if self.budget.tokens < pilot.total_steps * pilot.batch_tokens:
+        if self.budget.tokens is not None and self.budget.tokens < pilot.total_steps * pilot.batch_tokens:
             raise ConfigError(
                 f"budget.tokens must be at least a pilot's tokens, {pilot.total_steps * pilot.batch_tokens}; got "
                 f"{self.budget.tokens}.",
@@ -239,9 +304,10 @@ def _override(value: dict[str, Any], text: str) -> None:
     place[last] = parse_yaml(raw, f"--set {key}")
 
 
-def parse_weights(text: str, domains: Sequence[str]) -> dict[str, float]:
-    """Weights from general=0.4 or general=0.4,domain=0.6; what is not named shares the rest of 1 equally.
+def parse_weights(text: str, domains: Sequence[str], others: Sequence[str] = ()) -> dict[str, float]:
+    """Weights from general=0.4 or general=0.4,domain=0.6; general and domains not named share the rest of 1 equally.
 
+    Args:      others: further sets that may be named, such as out-of-domain ones; without a name they count nothing.
     Raises:    ConfigError for a name that is no set, a weight that is no number, negative, or all zero.
     """
     weights: dict[str, float] = {}
@@ -255,10 +321,12 @@ def parse_weights(text: str, domains: Sequence[str]) -> dict[str, float]:
             ) from None
         if not equals:
             raise ConfigError(f"--weights must be name=number pairs; got {part.strip()!r}.", hint="general=0.4")
-    check_weights(weights, domains, "--weights")
+    check_weights(weights, [*domains, *others], "--weights")
     unnamed = [name for name in ("general", *domains) if name not in weights]
     rest = max(1.0 - sum(weights.values()), 0.0)
     weights.update({name: rest / len(unnamed) for name in unnamed})
+    if sum(weights.values()) <= 0.0:
+        raise ConfigError(f"weights must not all be zero; got {text.strip()!r} in --weights.", hint="general=0.4")
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
