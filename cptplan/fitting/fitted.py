@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -92,11 +93,7 @@ class FittedLaw:
         without = np.stack([predict(self.law, one, history, steps) for one in self.left_out])
         count = len(without)
         spread = np.sqrt((count - 1) / count) * (without - without.mean(axis=0))
-        freedom = max(count - 1, 2)
-        # a Sobol set: the tails do not hang on a few lucky samples
-        unit = np.clip(qmc.Sobol(count + 3, seed=seed).random(NUM_SAMPLES), 1e-6, 1.0 - 1e-6)
-        z = norm.ppf(unit[:, :-1])
-        heavy = np.sqrt(freedom / chi2.ppf(unit[:, -1:], freedom))
+        z, heavy = _standard_draws(count, seed)
         mean = self.mean(history, steps)
         own = OWN_SHARE * np.hypot(self.noise, self.discrepancy) * z[:, count : count + 1]
         own = own + self._unsettled(history, steps) * z[:, count + 1 :]
@@ -133,6 +130,15 @@ class FittedLaw:
             return np.zeros(len(steps))
         fading = np.clip(2.0 - steps / max(self.settled_step, 1), 0.0, 1.0)  # 1 until settled, 0 at twice that
         return np.where(steps == 0, 0.0, self.transient_error * fading)
+
+
+@lru_cache(maxsize=32)
+def _standard_draws(count: int, seed: int) -> tuple[FloatArray, FloatArray]:
+    """Normal draws, shape (NUM_SAMPLES, count + 2), and what makes them Student's t, shape (NUM_SAMPLES, 1)."""
+    freedom = max(count - 1, 2)
+    # a Sobol set: the tails do not hang on a few lucky samples
+    unit = np.clip(qmc.Sobol(count + 3, seed=seed).random(NUM_SAMPLES), 1e-6, 1.0 - 1e-6)
+    return norm.ppf(unit[:, :-1]), np.sqrt(freedom / chi2.ppf(unit[:, -1:], freedom))
 
 
 def targets(data: Sequence[Observations]) -> tuple[Observations, ...]:
