@@ -261,7 +261,7 @@ def test_process_killed_at_random_moments_again_and_again_writes_the_same_bytes(
     rng = np.random.default_rng(11)
     words = ["".join(chr(97 + letter) for letter in rng.integers(0, 26, 7)) for _ in range(20_000)]
     for name in ("general", "code"):
-        documents = [" ".join(rng.choice(words, 400)) for _ in range(600)]
+        documents = [" ".join(rng.choice(words, 400)) for _ in range(200)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     save_tokenizer(train_tokenizer(words[:500], vocab_size=300), tmp_path / "tokenizer")
     sources = [{"name": n, "role": r, "path": str(tmp_path / f"{n}.jsonl")} for n, r in ROLES]
