@@ -30,6 +30,8 @@ class ModelShape:
     tied_embeddings: bool
     gated_mlp: bool
     """Three matrices (gate, up, down) instead of two."""
+    fused_inputs: bool = False
+    """Queries, keys and values in one matrix (gate and up projection likewise)."""
     num_experts: int = 0
     """Experts of a mixture layer; 0 is a dense model."""
     experts_per_token: int = 0
@@ -71,6 +73,31 @@ class ModelShape:
             + self.num_dense_layers * self.mlp_weights(self.intermediate)
             + mixtures
         )
+
+    def lora_params(self, rank: int) -> int:
+        """Parameters of adapters of that rank on all linear layers: rank x (inputs + outputs) of each matrix.
+
+        The experts and the router of a mixture, which transformers 5 keeps as tensors, have none; a shared expert has.
+        """
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        if self.fused_inputs:
+            attention = (self.hidden + queries + 2 * keys) + (queries + self.hidden)
+        else:
+            attention = (self.hidden + queries) + 2 * (self.hidden + keys) + (queries + self.hidden)
+        mixtures = self.num_layers - self.num_dense_layers
+        shared = self._adapted_mlp(self.shared_expert_intermediate) + self.hidden + 1  # and the gate of the shared one
+        return rank * (
+            self.num_layers * attention
+            + self.num_dense_layers * self._adapted_mlp(self.intermediate)
+            + (mixtures * shared if self.shared_expert_intermediate else 0)
+        )
+
+    def _adapted_mlp(self, width: int) -> int:
+        """Inputs and outputs of the matrices of an MLP of that width, summed."""
+        if not self.gated_mlp:
+            return 2 * (self.hidden + width)
+        into = self.hidden + 2 * width if self.fused_inputs else 2 * (self.hidden + width)
+        return into + width + self.hidden
 
     @property
     def vector_params(self) -> int:
@@ -114,6 +141,7 @@ class _Family:
     """Default when the config has none; None is hidden / num_heads."""
     tied: bool = False
     gated: bool = True
+    fused: bool = False
     layer_norm: bool = False
     """LayerNorm (gain and bias) and biases on all matrices, instead of RMSNorm and none."""
 
@@ -129,10 +157,10 @@ FAMILIES: Mapping[str, _Family] = {
     "gemma": _Family(layer_class="GemmaDecoderLayer", head_dim=256, tied=True),
     "gemma2": _Family(layer_class="Gemma2DecoderLayer", norms=4, head_dim=256, tied=True),
     "gemma3_text": _Family(layer_class="Gemma3DecoderLayer", norms=4, qk_norm="head", head_dim=256, tied=True),
-    "gpt2": _Family(layer_class="GPT2Block", tied=True, gated=False, layer_norm=True),
-    "gpt_neox": _Family(layer_class="GPTNeoXLayer", gated=False, layer_norm=True),
+    "gpt2": _Family(layer_class="GPT2Block", tied=True, gated=False, fused=True, layer_norm=True),
+    "gpt_neox": _Family(layer_class="GPTNeoXLayer", gated=False, fused=True, layer_norm=True),
     "olmo2": _Family(layer_class="Olmo2DecoderLayer", qk_norm="full"),
-    "phi3": _Family(layer_class="Phi3DecoderLayer"),
+    "phi3": _Family(layer_class="Phi3DecoderLayer", fused=True),
     "smollm3": _Family(layer_class="SmolLM3DecoderLayer", tied=True),
 }
 """Known model types: read from the layer definitions of transformers 5.23; a test compares the counts with them."""
@@ -197,6 +225,7 @@ def shape_from_config(config: Mapping[str, Any], where: str) -> ModelShape:
         vocab_size=sizes.need("vocab_size"),
         tied_embeddings=bool(config.get("tie_word_embeddings", family.tied)),
         gated_mlp=family.gated,
+        fused_inputs=family.fused,
         **_experts(sizes, model_type, num_layers),
         position_embeddings=sizes.need("max_position_embeddings") if model_type == "gpt2" else 0,
         vectors_per_layer=_vectors_per_layer(

@@ -17,7 +17,7 @@ from cptplan.cost import (
     training_flops_6nd,
 )
 from cptplan.errors import ConfigError
-from cptplan.hardware import find_hardware
+from cptplan.hardware import Provenance, find_hardware
 from cptplan.model_shape import shape_from_config
 
 LLAMA_3_8B = shape_from_config(
@@ -121,7 +121,6 @@ def test_measured_speed_wins():
     cost = price_run(LLAMA_32_1B, 1e6, 128, find_hardware("cpu"), mfu=0.9, measured_tokens_per_second=500.0)
     assert cost.wall_seconds == 2000.0
     assert cost.price_usd is None
-    assert cost.co2_kg is None
     assert cost.provenance["wall_seconds"].basis == "measured"
     assert cost.mfu == pytest.approx(measured_mfu(LLAMA_32_1B, 128, 500.0, find_hardware("cpu")), rel=1e-12)
 
@@ -134,9 +133,51 @@ def test_given_price_and_intensity_are_used():
     assert cost.provenance["price_usd"].basis == "assumed"
 
 
-def test_checkpoint_bytes_count_state_and_export():
-    cost = price_run(LLAMA_32_1B, 1e9, 2048, H100, kept_checkpoints=3, kept_exports=2)
-    assert cost.checkpoint_bytes == 1_235_814_400 * (3 * 12 + 2 * 2)
+def test_storage_counts_state_and_exports():
+    cost = price_run(LLAMA_32_1B, 1e9, 2048, H100, kept_checkpoints=3, kept_exports=5)
+    assert cost.checkpoint_bytes == 1_235_814_400 * 3 * 12
+    assert cost.export_bytes == 1_235_814_400 * 5 * 2
+
+
+def test_storage_of_adapters_keeps_the_frozen_weights_and_merged_exports():
+    cost = price_run(LLAMA_32_1B, 1e9, 2048, H100, lora_rank=16, kept_checkpoints=1, kept_exports=1)
+    assert cost.checkpoint_bytes == 4 * 1_235_814_400 + 12 * LLAMA_32_1B.lora_params(16)
+    assert cost.export_bytes == 2 * 1_235_814_400
+
+
+def test_lora_spares_the_gradients_of_frozen_weights_only():
+    # by hand: 1 layer, hidden 8, 2 heads of 4, 1 key/value head, MLP 10, vocabulary 6, 5 positions, full square
+    shape = shape_from_config(
+        {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "intermediate_size": 10, "vocab_size": 6}, "tiny")  # fmt: skip
+    matrices, square, head = 2 * (64 + 32 + 32 + 64 + 3 * 80), 4 * 5 * 8, 2 * 48
+    adapters = 2 * 3 * ((8 + 8) + 2 * (8 + 4) + (8 + 8) + 3 * (8 + 10))
+    spared = training_flops(shape, 1, 5, causal=False, lora_rank=3)
+    assert spared == 2 * (matrices + head) + 3 * square + 3 * adapters
+    again = training_flops(shape, 1, 5, causal=False, lora_rank=3, recompute=True) - spared
+    assert again == matrices + square + adapters
+
+
+def test_lora_takes_two_thirds_of_the_time_and_little_more():
+    full, lora = (price_run(LLAMA_3_8B, 1e9, 2048, H100, mfu=0.4, lora_rank=rank) for rank in (None, 16))
+    assert lora.mfu == pytest.approx(0.4, rel=1e-12)
+    assert 2 / 3 < lora.gpu_hours / full.gpu_hours < 0.7
+
+
+def test_synthetic_replay_costs_a_forward_at_the_speed_of_generation():
+    without = price_run(LLAMA_32_1B, 1e9, 2048, H100, 4)
+    cost = price_run(LLAMA_32_1B, 1e9, 2048, H100, 4, synthetic_tokens=1e8)
+    assert cost.flops_exact - without.flops_exact == pytest.approx(1e8 * forward_flops(LLAMA_32_1B, 2048), rel=1e-9)
+    hours = 1e8 * forward_flops(LLAMA_32_1B, 2048, causal=False) / (989e12 * 0.05) / 3600
+    assert cost.generation_gpu_hours == pytest.approx(hours, rel=1e-12)
+    assert cost.gpu_hours - without.gpu_hours == pytest.approx(hours, rel=1e-9)
+    assert cost.provenance["gpu_hours"].basis == "assumed"
+
+
+def test_speed_of_another_source_is_said():
+    scaled = Provenance(basis="assumed", source="half of it")
+    cost = price_run(LLAMA_32_1B, 1e9, 2048, H100, measured_tokens_per_second=10.0, speed_source=scaled)
+    assert cost.provenance["gpu_hours"] == scaled
 
 
 def test_every_figure_has_provenance():
@@ -149,7 +190,8 @@ def test_every_figure_has_provenance():
 @pytest.mark.parametrize(
     "wrong",
     [{"tokens": 0}, {"seq_len": 0}, {"num_devices": 0}, {"mfu": 0.0}, {"mfu": 1.2}, {"eval_tokens": -1},
-     {"usd_per_gpu_hour": -2.0}, {"measured_tokens_per_second": 0.0}, {"tokens": float("inf")}],
+     {"usd_per_gpu_hour": -2.0}, {"lora_rank": 0}, {"synthetic_tokens": -1}, {"kept_exports": -1},
+     {"co2_kg_per_kwh": -0.1}, {"measured_tokens_per_second": 0.0}, {"tokens": float("inf")}],
     ids=str,
 )  # fmt: skip
 def test_number_outside_its_range_is_refused(wrong):
