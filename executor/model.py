@@ -92,7 +92,7 @@ def resolve_attention(spec: RunSpec, config: PreTrainedConfig) -> str:
     """The attention to ask transformers for: auto takes flash, else sdpa, else eager, whichever can run first.
 
     Args:      config: of the model: not every architecture has them all.
-    Raises:    ConfigError if flash_attention_2 is asked for by name and cannot run.
+    Raises:    ConfigError if the one that is asked for by name cannot run.
     """
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # None for a model that brings its code
     lacking = _flash_lacks(spec)
@@ -100,6 +100,11 @@ def resolve_attention(spec: RunSpec, config: PreTrainedConfig) -> str:
         raise ConfigError(
             f"attention flash_attention_2 must have flash_attn, CUDA and precision bf16; got {lacking}.",
             hint="install flash-attn, or set attention to auto",
+        )
+    if spec.attention == "flex_attention" and not torch.cuda.is_available():
+        raise ConfigError(
+            "attention flex_attention must have CUDA, since it has no gradient elsewhere; got no CUDA.",
+            hint="set attention to auto",
         )
     if spec.attention != "auto":
         return spec.attention

@@ -127,6 +127,15 @@ def test_named_flash_attention_that_is_not_installed_is_refused():
         executor_model.load_model(spec)
 
 
+def test_flex_attention_needs_cuda(monkeypatch):
+    spec = make_spec(ModelSource(config=ARCHITECTURES["llama"]), attention="flex_attention")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="flex_attention must have CUDA"):
+        executor_model.resolve_attention(spec, config_of("llama"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert executor_model.resolve_attention(spec, config_of("llama")) == "flex_attention"
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A complete model directory in bf16."""
