@@ -184,7 +184,9 @@ def test_every_figure_has_provenance():
     cost = price_run(LLAMA_3_8B, 1e9, 4096, find_hardware("a100-80gb"), 64)
     assert set(cost.provenance) == {field.name for field in fields(TrainingCost)} - {"provenance"}
     assert all(p.source for p in cost.provenance.values())
-    assert cost.provenance["price_usd"].basis == "assumed"  # as its hourly price
+    assert cost.provenance["price_usd"].basis == "published"
+    l4 = price_run(LLAMA_3_8B, 1e9, 4096, find_hardware("l4"), 64)
+    assert l4.provenance["price_usd"].basis == "assumed"  # as its MFU and its hourly price
 
 
 @pytest.mark.parametrize(

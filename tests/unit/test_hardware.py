@@ -12,7 +12,8 @@ ALL = read_hardware()
 
 def test_built_in_devices_are_there():
     assert set(ALL) == {
-        "h100-sxm", "h200-sxm", "a100-80gb", "a100-40gb", "l40s", "mi300x", "b200", "rtx4090", "cpu"
+        "h100-sxm", "h100-pcie", "h200-sxm", "b200", "a100-80gb", "a100-40gb", "a10g", "l4", "l40s", "mi300x",
+        "rtx4090", "rtx5090", "cpu",
     }  # fmt: skip
 
 
@@ -54,6 +55,33 @@ def test_expected_mfu_follows_the_table(num_params, mfu, basis):
 def test_unknown_name_suggests_the_closest():
     with pytest.raises(ConfigError, match=r"hardware must be known; got 'h100-smx'.*did you mean 'h100-sxm'"):
         find_hardware("h100-smx")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("h100", "'h100-sxm' or 'h100-pcie'"), ("A100-80", "'a100-80gb'"), ("nvidia-l4", "'l4'"), ("b20", "'b200'")],
+)
+def test_unknown_name_gets_the_closest_ones(name, near):
+    with pytest.raises(ConfigError) as caught:
+        find_hardware(name)
+    assert near in caught.value.hint
+
+
+def test_devices_have_names_of_their_own():
+    names = [name for device in ALL.values() for name in device.device_names]
+    assert len(names) == len(set(names)) >= len(ALL)
+
+
+def test_user_file_of_the_working_directory_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cptplan.hardware.yaml").write_text(
+        "accelerators:\n  h100-sxm:\n    usd_per_hour: {value: 2.5, basis: assumed, source: our contract}\n"
+    )
+    mine, other = find_hardware("h100-sxm").usd_per_hour, tmp_path / "other.yaml"
+    assert mine is not None
+    assert (mine.value, mine.source) == (2.5, "our contract")
+    other.write_text("accelerators: {}\n")
+    assert find_hardware("h100-sxm", other) == ALL["h100-sxm"]  # a file that is named goes alone
 
 
 def test_unknown_name_far_from_all_lists_them():
