@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from cptplan.errors import ConfigError, CptplanError, RunFailedError
 from cptplan.files import hash_file, read_json, storage_error, write_json
 from cptplan.run_spec import RunSpec
-from executor.distributed import share_from_main
+from executor.distributed import on_main
 from executor.run_dir import check_spec_hash
 
 logger = logging.getLogger(__name__)
@@ -66,21 +66,16 @@ class Checkpoints:
         temporary = self._directory / f".{final.name}.tmp"
         weights, moments = get_state_dict(model, optimizer)
         try:
-            if self._accelerator.is_main_process:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-                require_space(temporary, num_bytes([weights, moments]))
-            self._accelerator.wait_for_everyone()
+            on_main(lambda: _make_room(temporary, num_bytes([weights, moments])), self._accelerator)
             dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=temporary, no_dist=self._alone)
-            if self._accelerator.is_main_process:
-                self._complete(temporary, final, position)
+            on_main(lambda: self._complete(temporary, final, position), self._accelerator)
         except (CheckpointException, CptplanError, OSError) as failure:
             shutil.rmtree(temporary, ignore_errors=True)  # give the room back
             raise _readable(failure, temporary) from failure
-        self._accelerator.wait_for_everyone()
         _forget_step_made_up(optimizer, position)
 
     def _complete(self, temporary: Path, final: Path, position: Position) -> None:
+        """Mark a checkpoint as whole, give it its name and drop the oldest."""
         files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
         marker = {"schema_version": 1, "spec_hash": self._spec_hash, **asdict(position), "files": files}
         write_json(temporary / MARKER, marker)
@@ -96,8 +91,7 @@ class Checkpoints:
 
         Raises:    StorageError if the checkpoints belong to another run spec.
         """
-        found = self._find() if self._accelerator.is_main_process else None
-        directory, position = share_from_main(found, self._accelerator)
+        directory, position = on_main(self._find, self._accelerator)
         if directory is None:
             return position
         weights, moments = get_state_dict(model, optimizer)
@@ -130,6 +124,13 @@ class Checkpoints:
             check_spec_hash(marker["spec_hash"], self._spec_hash, directory)
             return directory, Position(**{name: marker[name] for name in Position.__dataclass_fields__})
         return None, Position()
+
+
+def _make_room(temporary: Path, needed: int) -> None:
+    """An empty directory with room for so many bytes."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    require_space(temporary, needed)
 
 
 def _forget_step_made_up(optimizer: torch.optim.Optimizer, position: Position) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +18,7 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 
-from cptplan.errors import ConfigError
+from cptplan.errors import ConfigError, CptplanError
 from cptplan.run_spec import Optimizer, RunSpec
 from executor.trackers import check_trackers
 
@@ -31,19 +32,25 @@ def open_accelerator(spec: RunSpec, run_dir: Path) -> Accelerator:
     """The accelerator of this process, checked against what the launcher meant.
 
     Args:      run_dir: trackers that keep files write below it.
-    Raises:    ConfigError if the processes do not see one another, FSDP was asked for and is off, or a tracker is not
-               there.
+    Raises:    ConfigError if the launcher's settings do not fit together, the processes do not see one another, FSDP
+               was asked for and is off, each process is not to have data of its own, or a tracker is not there.
     """
     check_trackers(spec.report_to)
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if spec.tasks is not None:  # which the main process does alone, for as long as it takes
         handlers.append(InitProcessGroupKwargs(timeout=TASKS_TIMEOUT))
-    accelerator = Accelerator(
-        mixed_precision="bf16" if spec.precision == "bf16" else "no",
-        kwargs_handlers=handlers,
-        log_with=list(spec.report_to) or None,
-        project_dir=run_dir / "trackers" if spec.report_to else None,
-    )
+    try:
+        accelerator = Accelerator(
+            mixed_precision="bf16" if spec.precision == "bf16" else "no",
+            kwargs_handlers=handlers,
+            log_with=list(spec.report_to) or None,
+            project_dir=run_dir / "trackers" if spec.report_to else None,
+        )
+    except ValueError as error:  # sizes of parallelism_config that do not fit the processes, settings of FSDP1
+        raise ConfigError(
+            f"the launcher's settings must fit together; got {str(error).splitlines()[0].rstrip('.')}.",
+            hint="mend the accelerate configuration, or the FSDP_ and PARALLELISM_CONFIG_ variables",
+        ) from error
     check_processes(accelerator)
     if accelerator.is_fsdp2:
         # the spec decides, through the model's own checkpointing; doing both would recompute twice
@@ -56,7 +63,8 @@ def open_accelerator(spec: RunSpec, run_dir: Path) -> Accelerator:
 def check_processes(accelerator: Accelerator) -> None:
     """Refuse a launch that accelerate would quietly turn into something else.
 
-    Raises:    ConfigError if the world size differs from the launcher's, or FSDP is asked for and not version 2.
+    Raises:    ConfigError if the world size differs from the launcher's, FSDP is asked for and not version 2, or a
+               model is to be split in a way in which several processes share their data.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != world_size:
@@ -70,6 +78,13 @@ def check_processes(accelerator: Accelerator) -> None:
             f"FSDP must be version 2 and active when asked for; got distributed_type "
             f"{accelerator.distributed_type.value}.",
             hint="set fsdp_version: 2 and run on accelerators, or start without FSDP",
+        )
+    sizes = accelerator.parallelism_config
+    if sizes is not None and sizes.non_data_parallel_size > 1:
+        raise ConfigError(
+            "parallelism_config must hold dp_replicate_size and dp_shard_size only; got "
+            f"tp_size {sizes.tp_size}, cp_size {sizes.cp_size}, sp_size {sizes.sp_size}.",
+            hint="set the others to 1: each process trains on sequences of its own",
         )
 
 
@@ -148,3 +163,22 @@ def share_from_main(value: Shared, accelerator: Accelerator) -> Shared:
         return value
     shared: Shared = broadcast_object_list([value])[0]
     return shared
+
+
+def on_main(work: Callable[[], Shared], accelerator: Accelerator) -> Shared:
+    """What work gives on rank 0, on every rank; where it ends in an error that people can mend, so do all ranks.
+
+    Else the others would wait for one that is gone. Called by all processes.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    given: tuple[Shared | None, CptplanError | OSError | None] = (None, None)
+    if accelerator.is_main_process:
+        try:
+            given = (work(), None)
+        except (CptplanError, OSError) as error:
+            given = (None, error)
+    value, failure = share_from_main(given, accelerator)
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[return-value]

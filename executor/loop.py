@@ -91,15 +91,23 @@ class Trainer:
         self.position = self.checkpoints.load_latest(self.model, self.optimizer)
         self.watchers = Watchers(self.spec, self.position.watched)
         self._obey_watchers()
-        if self.main:
-            self.log.resume(self.position.metrics_bytes)
+        distributed.on_main(lambda: self.log.resume(self.position.metrics_bytes), self.accelerator)
 
     def run(self) -> None:
         """Train to the last step, or until a rule of the monitor stops the run, and write the result.
 
         Raises:    Stopped after a signal; RunFailedError if the run breaks or the disk is full.
         """
-        spec, requests, evaluate_after = self.spec, Requests(), set(self.spec.steps_to_evaluate())
+        requests = Requests()
+        try:
+            self._train(requests)
+        except RuntimeError:
+            if requests.pending:  # the launcher ends all processes since one has failed, which says why
+                raise Stopped(requests.pending) from None
+            raise
+
+    def _train(self, requests: Requests) -> None:
+        spec, evaluate_after = self.spec, set(self.spec.steps_to_evaluate())
         if not self.position.watched:  # no checkpoint was there, not even one of step 0
             self.evaluate()
             if spec.spikes is not None and spec.spikes.policy == "rollback":
@@ -279,13 +287,16 @@ class Trainer:
         means_of_all, counts_of_all = every[: data.num_windows].T
         return float(np.average(means_of_all, weights=counts_of_all))
 
-    def _task_scores(self) -> dict[str, float] | None:
+    def _task_scores(self) -> dict[str, float]:
         """Scores of the benchmarks on the main process, which has the whole model; the others wait."""
-        state, scores = self.parts.full_state(), None
-        if self.main and self.spec.tasks is not None:
-            model = self.parts.standalone(self.parts.plain_state(state))
-            scores = evaluate_tasks(model, self.parts.tokenizer, self.spec.tasks, batch_size=self.parts.forward_size)
-        return distributed.share_from_main(scores, self.accelerator)
+        parts, settings, state = self.parts, self.spec.tasks, self.parts.full_state()
+        assert settings is not None
+
+        def scores() -> dict[str, float]:
+            model = parts.standalone(parts.plain_state(state))
+            return evaluate_tasks(model, parts.tokenizer, settings, batch_size=parts.forward_size)
+
+        return distributed.on_main(scores, self.accelerator)
 
     def _obey_watchers(self) -> None:
         """Take the rates and the mixture that the monitor's actions so far make of those of the spec."""
@@ -297,17 +308,19 @@ class Trainer:
         """Write the weights as a model directory."""
         self._progress("exporting", force=True)
         state = self.parts.full_state()
-        if self.main:
-            directory = self.run_dir / "export" / f"step-{self.position.step}"
-            card = model_card(self.spec, self.parts, self.position.step, self.log)
-            plain = self.parts.plain_state(state)
-            export_model(directory, self.parts.unwrapped, plain, self.parts.tokenizer, card)
-            if self.spec.lora is not None:
-                export_adapter(directory / "adapter", self.parts.unwrapped, state)
+        distributed.on_main(lambda: self._write_export(state), self.accelerator)
+
+    def _write_export(self, state: dict[str, torch.Tensor]) -> None:
+        directory = self.run_dir / "export" / f"step-{self.position.step}"
+        card = model_card(self.spec, self.parts, self.position.step, self.log)
+        plain = self.parts.plain_state(state)
+        export_model(directory, self.parts.unwrapped, plain, self.parts.tokenizer, card)
+        if self.spec.lora is not None:
+            export_adapter(directory / "adapter", self.parts.unwrapped, state)
 
     def save(self) -> None:
         """Write a checkpoint, after the log that it counts on."""
-        metrics_bytes = self.log.sync() if self.main else 0
+        metrics_bytes = distributed.on_main(self.log.sync, self.accelerator)
         self.position = replace(
             self.meter.stamp(self.position), metrics_bytes=metrics_bytes, watched=self.watchers.state()
         )
@@ -315,18 +328,19 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the result, which marks the run complete, and drop the checkpoints."""
-        if self.main:
-            self.position = self.meter.stamp(self.position)
-            if self.watchers.stopped:  # the curve ends here, whatever was planned
-                steps = self.position.step
-                self.log.follow(self.rates[:steps], self.watchers.replay_ratios()[:steps])
-                self.log.write_curve()
-            found = run_result(self.spec, self.parts, self.position, self.log, self.watchers)
-            write_json(self.run_dir / "result.json", found | self.meter.cost())
-            self.checkpoints.remove()
-            self._progress("done", force=True)
-        self.accelerator.wait_for_everyone()
+        distributed.on_main(self._write_result, self.accelerator)
         self.accelerator.end_training()
+
+    def _write_result(self) -> None:
+        self.position = self.meter.stamp(self.position)
+        if self.watchers.stopped:  # the curve ends here, whatever was planned
+            steps = self.position.step
+            self.log.follow(self.rates[:steps], self.watchers.replay_ratios()[:steps])
+            self.log.write_curve()
+        found = run_result(self.spec, self.parts, self.position, self.log, self.watchers)
+        write_json(self.run_dir / "result.json", found | self.meter.cost())
+        self.checkpoints.remove()
+        self._progress("done", force=True)
 
     def _log_step(self, lr: float, found: Step, seconds: float, applied: bool) -> None:
         step, spec = self.position.step, self.spec
@@ -348,7 +362,8 @@ class Trainer:
     def _log_evaluation(
         self, losses: dict[str, float], scores: dict[str, float] | None, penalty: float | None, seconds: float
     ) -> None:
-        step, first = self.position.step, self.log.losses(0) if self.position.step else losses
+        step = self.position.step
+        first = (self.log.losses(0) or losses) if self.spec.phase == "cpt" else None
         more = readings(losses, first, self.bytes_per_token)
         more |= {"task_scores": scores} if scores is not None else {}
         more |= {"anchor_penalty": penalty} if penalty is not None else {}

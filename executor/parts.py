@@ -119,10 +119,11 @@ def open_parts(spec: RunSpec, run_dir: Path, *, fresh: bool) -> Parts:
     forward_size = distributed.sequences_per_forward(spec, share)
     data = TrainingData(spec)
     validation = tuple(open_validation(chosen, spec.seq_len) for chosen in spec.validation)
-    _check_shards(spec, data, validation, verify=fresh and accelerator.is_main_process)
+    _check_shards(spec, data, validation)
+    distributed.on_main(lambda: _verify_shards(spec) if fresh else None, accelerator)
     model, tokenizer = load_model(spec)
-    if spec.tasks is not None and accelerator.is_main_process:
-        check_tasks(spec.tasks, tokenizer)
+    if (tasks := spec.tasks) is not None:
+        distributed.on_main(lambda: check_tasks(tasks, tokenizer), accelerator)
     shards = (*data.sources.values(), *validation)
     check_vocabulary(model, tokenizer, {shard.name: shard.index.vocab_size for shard in shards})
     num_params_total, num_params = count_params(model)
@@ -154,14 +155,16 @@ def open_parts(spec: RunSpec, run_dir: Path, *, fresh: bool) -> Parts:
     )
 
 
-def _check_shards(spec: RunSpec, data: TrainingData, validation: tuple[ValidationData, ...], *, verify: bool) -> None:
+def _check_shards(spec: RunSpec, data: TrainingData, validation: tuple[ValidationData, ...]) -> None:
     named = {source.name: source.index for source in data.sources.values()}
     require_one_tokenizer({**{f"{held.name} (validation)": held.index for held in validation}, **named})
-    if verify:
-        for source in spec.sources:
-            verify_shard(open_shard(Path(source.path), "train"))
-        for held in spec.validation:
-            verify_shard(open_shard(Path(held.path), "validation"))
+
+
+def _verify_shards(spec: RunSpec) -> None:
+    for source in spec.sources:
+        verify_shard(open_shard(Path(source.path), "train"))
+    for held in spec.validation:
+        verify_shard(open_shard(Path(held.path), "validation"))
 
 
 def _eos_token_id(shards: Iterable[TokenSource | ValidationData]) -> int:

@@ -34,17 +34,18 @@ def about(spec: RunSpec) -> dict[str, str | float]:
 
 
 def readings(
-    losses: Mapping[str, float], first: Mapping[str, float], bytes_per_token: Mapping[str, float]
+    losses: Mapping[str, float], first: Mapping[str, float] | None, bytes_per_token: Mapping[str, float]
 ) -> dict[str, Any]:
     """What losses mean: perplexity, bits per byte (which models of other tokenizers share), forgetting_ratio.
 
-    Args:      losses: now, by set, nats per token. first: before the first step. bytes_per_token: by set.
+    Args:      losses: now, by set, nats per token. first: before the first step; None where there was nothing to
+               forget. bytes_per_token: by set.
     """
     found: dict[str, Any] = {
         "perplexity": {name: _exp(loss) for name, loss in losses.items()},
         "bits_per_byte": {name: loss / math.log(2) / bytes_per_token[name] for name, loss in losses.items()},
     }
-    if GENERAL in losses:
+    if first is not None and GENERAL in losses:
         found["forgetting_ratio"] = _exp(losses[GENERAL] - first[GENERAL])
     return found
 

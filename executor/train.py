@@ -28,6 +28,8 @@ from executor.run_dir import is_complete
 from executor.run_lock import only_one
 
 SIGNAL_EXIT = 128  # a process ended by a signal exits with 128 + its number
+# assumed: torchrun looks after its processes ten times a second; rank 0 may speak first
+FIRST_RANK_WAIT_SECONDS = 1.0
 OTHER_RANKS_WAIT_SECONDS = 5.0
 
 
@@ -45,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(storage_error(error, Path(error.filename or options.run_dir)))
     except KeyboardInterrupt:
         return SIGNAL_EXIT + signal.SIGINT
+    except Exception:
+        _wait_for_the_launcher()  # what broke may only be the exchange with a process that has ended and says why
+        raise
 
 
 def train(run_dir: Path, *, threads: int | None, started: float) -> int:
@@ -115,10 +120,16 @@ def _quiet_libraries() -> None:
 def _report(error: CptplanError) -> int:
     """Print the error once. Another rank speaks only if it still lives after a while: then rank 0 did not fail."""
     if _rank():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(OTHER_RANKS_WAIT_SECONDS)
+        _wait_for_the_launcher()
     sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
     return error.exit_code
+
+
+def _wait_for_the_launcher() -> None:
+    """Give the launcher the time to end this process, which it does when another one has failed."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(OTHER_RANKS_WAIT_SECONDS if _rank() else FIRST_RANK_WAIT_SECONDS)
 
 
 def _rank() -> int:

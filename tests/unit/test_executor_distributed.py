@@ -14,7 +14,9 @@ from executor import distributed
 
 
 def accelerator(num_processes=1, is_fsdp2=False, kind=DistributedType.NO):
-    return SimpleNamespace(num_processes=num_processes, is_fsdp2=is_fsdp2, distributed_type=kind)
+    return SimpleNamespace(
+        num_processes=num_processes, is_fsdp2=is_fsdp2, distributed_type=kind, parallelism_config=None
+    )
 
 
 def spec(**values):
