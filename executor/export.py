@@ -142,7 +142,7 @@ def export_model(
         model.save_pretrained(temporary, state_dict=_in_dtype(model, state, dtype))
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        _write_dual_config(temporary, dtype)
+        _write_dual_config(temporary, model, dtype)
         _write_dual_tokenizer(temporary)
         if card is not None:
             write_text(temporary / "README.md", card.render(dtype))
@@ -178,7 +178,7 @@ def _export_error(error: Exception, directory: Path) -> Exception:
     return storage_error(error, directory) if isinstance(error, OSError) else error
 
 
-def _write_dual_config(directory: Path, dtype: torch.dtype) -> None:
+def _write_dual_config(directory: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Add what transformers 4 looks for: without it, it takes rope_theta 10000 or 128 experts."""
     config = read_json(directory / "config.json")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
@@ -187,8 +187,10 @@ def _write_dual_config(directory: Path, dtype: torch.dtype) -> None:
         rope = part.get("rope_parameters")
         if isinstance(rope, dict):
             part.update(_rope_of_4(rope))
-        if "num_local_experts" in part:
-            part.setdefault("num_experts", part["num_local_experts"])  # the name that 4 has for it in Qwen
+    if config["model_type"].startswith("gpt_neox"):
+        config.update(rotary_emb_base=config["rope_theta"], rotary_pct=config["partial_rotary_factor"])
+    if model.config.attribute_map.get("num_experts") in config:  # the older name (Qwen 3)
+        config["num_experts"] = config[model.config.attribute_map["num_experts"]]
     write_json(directory / "config.json", config)
 
 
@@ -200,11 +202,9 @@ def _rope_of_4(rope: Mapping[str, Any]) -> dict[str, Any]:
         return {**_rope_of_4(rope["full_attention"] or {}), **named}
     if "rope_theta" not in rope:
         return {}
-    theta, share = rope["rope_theta"], rope.get("partial_rotary_factor")
-    rest = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    scaling = None if rope.get("rope_type", "default") == "default" else rest
-    found = {"rope_theta": theta, "rotary_emb_base": theta, "rope_scaling": scaling}
-    return found if share is None else {**found, "partial_rotary_factor": share, "rotary_pct": share}
+    apart = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    rest = {key: value for key, value in rope.items() if key not in apart}
+    return {**apart, "rope_scaling": None if rope.get("rope_type", "default") == "default" else rest}
 
 
 def _write_dual_tokenizer(directory: Path) -> None:
