@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -107,9 +106,10 @@ def measured(work: Callable[[], Any]) -> dict[str, float]:
     return dict(json.loads(content))
 
 
-def resident_bytes() -> int:
-    """Memory of this process now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def memory_bytes(name: str) -> int:
+    """A line of this process's status, such as VmRSS. Not getrusage, which remembers the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def pack_once(out: Path, corpus: Path, tokenizer: Path) -> None:
@@ -168,10 +168,9 @@ def memory_row(work: Path, corpora: list[Path], size: int, tokenizer: Path) -> d
     with tempfile.TemporaryDirectory(dir=work) as out:
         # a fresh interpreter: a forked one would begin with the memory of this one
         code = (
-            "import resource, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
-            "import packing_speed as p;"
-            "base = p.resident_bytes(); p.pack_once(*map(Path, sys.argv[2:]));"
-            "print(base, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+            "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]); import packing_speed as p;"
+            "base = p.memory_bytes('VmRSS'); p.pack_once(*map(Path, sys.argv[2:]));"
+            "print(base, p.memory_bytes('VmHWM'))"
         )
         arguments = [str(Path(__file__).parent), out, str(path), str(tokenizer)]
         said = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
