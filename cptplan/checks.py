@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cptplan.budget import budget_tokens
 from cptplan.config import Project
 from cptplan.errors import DataError, ModelError
 from cptplan.files import read_json
@@ -35,11 +36,12 @@ def check_project(project: Project) -> list[tuple[str, str]]:
             )
         rows.append((f"corpus {corpus.name}", corpus.path))
     low, high = project.peak_lr_range
-    steps = project.budget.tokens // project.pilot.batch_tokens
+    budget = budget_tokens(project)
+    steps = budget // project.pilot.batch_tokens
     pilot_tokens = project.pilot.num_runs * project.pilot.total_steps * project.pilot.batch_tokens
     rows += [
         ("pilots", f"{project.pilot.num_runs} x {project.pilot.total_steps} steps, peak_lr {low:.3g} to {high:.3g}"),
-        ("pilot tokens", f"{pilot_tokens:,} ({pilot_tokens / project.budget.tokens:.1%} of the budget's)"),
+        ("pilot tokens", f"{pilot_tokens:,} ({pilot_tokens / budget:.1%} of the budget's)"),
         ("longest final run", f"{steps:,} steps of {project.pilot.batch_tokens:,} tokens"),
     ]
     return rows

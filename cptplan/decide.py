@@ -5,6 +5,7 @@ A fit is named by the curves it was made from and a plan by its fit and goal, so
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,19 @@ from cptplan.fitting.select import select_law, sets_of, side_of
 from cptplan.fitting.store import read_fit, write_fit
 from cptplan.forecast import Forecaster, StartState
 from cptplan.laws.history import history_of
+from cptplan.model_shape import read_model_shape
 from cptplan.out_of_domain import OutOfDomainFit, fit_out_of_domain
-from cptplan.plan import Plan, make_plan, read_plan, write_plan
+from cptplan.pareto import Front, pareto_front, write_front
+from cptplan.plan import VERSION, Plan, read_plan, write_plan
+from cptplan.planning import affordable, make_plan, plan_space
+from cptplan.repetition import ASSUMED, knows_repetition, with_assumed_repetition
 from cptplan.run_spec import RunSpec
+from cptplan.search import SamplerName
 from cptplan.stages import Note, quiet
 from cptplan.workspace import Workspace
 
 FEWEST_THIRD = 4  # curves: a combination is judged on curves left out
+SAME_SIZE = 1.02  # assumed: counts of one model's parameters differ by what each calls an embedding
 POOR_FIT = 0.1  # assumed: a law that misses unseen pilots by a tenth cannot rank plans
 
 
@@ -89,15 +96,20 @@ def forecaster(
     curves = read_curve_directory(workspace.curves)
     specs = pilot_specs(project, str(workspace.data.resolve()))
     starts = {start.name: _start_state(start, specs, curves, laws) for start in project.model.starts}
+    goal, repeats = project.goal, project.budget.max_epochs > 1.0
     return Forecaster(
-        laws=laws,
+        laws={name: with_assumed_repetition(law) for name, law in laws.items()} if repeats else laws,
         starts=starts,
         base=project.model.starts[-1].name,
         weights=dict(weights),
         warmup_steps=project.pilot.warmup_steps,
-        max_general_increase=project.goal.max_general_increase,
-        confidence=project.goal.confidence,
+        max_general_increase=goal.max_general_increase,
+        max_forgetting_ratio=goal.max_forgetting_ratio,
+        max_general_loss=goal.max_general_loss,
+        confidence=goal.confidence,
+        cvar=goal.cvar,
         batch_tokens=project.pilot.batch_tokens,
+        max_epochs=project.budget.max_epochs,
         **_tokens_there(project, workspace),
     )
 
@@ -116,8 +128,15 @@ def _tokens_there(project: Project, workspace: Workspace) -> dict[str, float]:
 def _start_state(
     start: Start, specs: Sequence[RunSpec], curves: Mapping[str, LossCurve], laws: Mapping[str, FittedLaw]
 ) -> StartState:
-    """Losses of a checkpoint before CPT, from step 0 of a pilot that began there."""
-    for curve in (curves[spec.name] for spec in specs if spec.model.path == start.path and spec.name in curves):
+    """Losses of a checkpoint before CPT, from step 0 of a run that began there: a pilot, or a curve of its parent."""
+    own = [curves[spec.name] for spec in specs if spec.model.path == start.path and spec.name in curves]
+    brought = [
+        curve
+        for curve in curves.values()
+        if curve.record.phase == "cpt"
+        and (curve.record.parent, curve.record.parent_step) == (start.parent, start.parent_step)
+    ]
+    for curve in own or brought:
         if curve.steps[0] == 0 and all(name in curve.losses for name in laws):
             losses = {name: float(curve.losses[name][0]) for name in laws}
             history = history_of(curve, curves)
@@ -135,36 +154,120 @@ def _start_state(
 
 
 def optimize(
-    project: Project, workspace: Workspace, weights: Mapping[str, float], fit_dir: Path | None = None, trials: int = 120
+    project: Project,
+    workspace: Workspace,
+    weights: Mapping[str, float],
+    fit_dir: Path | None = None,
+    *,
+    trials: int = 120,
+    sampler: SamplerName = "tpe",
+    storage: str | None = None,
 ) -> tuple[Path, Plan]:
     """Search for the best run under the project's budget.
 
+    Args:      fit_dir: of the laws; the newest when None. storage: journal file or database url of the Optuna study;
+               study.journal beside the plan when None.
     Returns:   the directory of the plan (plan.json, study.journal) and the plan.
-    Raises:    ConfigError without a fit; InfeasiblePlanError if nothing keeps the constraints.
+    Raises:    ConfigError without a fit, or with one of another model, tokenizer or batch; InfeasiblePlanError if
+               nothing keeps the constraints.
     """
     fit_dir = fit_dir or workspace.latest("fits")
     goal = {
+        "version": VERSION,
         "fit": fit_dir.name,
         "weights": dict(weights),
         "goal": project.goal.model_copy(update={"weights": {}}).to_json(),
         "budget": project.budget.to_json(),
+        "search": project.search.to_json(),
         "trials": trials,
+        "sampler": sampler,
+        "storage": storage,
     }
     name = hash_json(goal)
     directory = workspace.plans / name
     if not (directory / "plan.json").exists():
-        ready = forecaster(project, workspace, read_fit(fit_dir), weights)
-        plan = make_plan(project, ready, fit_dir.name, directory / "study.journal", trials=trials, seed=project.seed)
+        laws = read_fit(fit_dir)
+        ready = forecaster(project, workspace, laws, weights)
+        check_fit_belongs(project, workspace, laws, fit_dir)
+        journal = directory / "study.journal"
+        if storage is None:
+            journal.unlink(missing_ok=True)  # one that was stopped half-written
+        plan = make_plan(
+            project,
+            ready,
+            fit_dir.name,
+            storage or str(journal),
+            trials=trials,
+            sampler=sampler,
+            study_name=f"plan-{name}",
+            runs_dir=workspace.runs,
+            assumptions=[] if all(knows_repetition(law) for law in laws.values()) else [ASSUMED],
+        )
         write_plan(directory / "plan.json", plan)
     workspace.set_latest("plans", name)
     return directory, read_plan(directory / "plan.json")
 
 
-def goal_weights(project: Project, text: str | None) -> dict[str, float]:
-    """Normalised weights: of --weights when given, else of the project."""
+def pareto(project: Project, workspace: Workspace, directory: Path, plan: Plan) -> Front:
+    """The front of general loss, domain loss and cost of a plan's problem, as pareto.csv and pareto.png beside it."""
+    ready = forecaster(project, workspace, read_fit(workspace.fits / plan.fit), plan.weights)
+    afford = affordable(project, ready, workspace.runs)
+    front = pareto_front(project, ready, plan_space(project, ready, afford), workspace.runs)
+    write_front(directory, front, plan)
+    return front
+
+
+def check_fit_belongs(project: Project, workspace: Workspace, laws: Mapping[str, FittedLaw], fit_dir: Path) -> None:
+    """Raise ConfigError if a fit was made of runs of another batch size, model or tokenizer than the project's."""
+    again = "fit the curves of this campaign: cptplan fit"
+    for law in laws.values():
+        batch, sizes = law.support.batch_tokens, law.support.num_params
+        if batch is not None and batch != project.pilot.batch_tokens:
+            raise ConfigError(
+                f"fit must be of the project's batch, {project.pilot.batch_tokens:,} tokens; got {batch:,} in "
+                f"{fit_dir}.",
+                hint=again,
+            )
+        path = Path(project.model.starts[-1].path)
+        if sizes is None or not (path / "config.json").exists():
+            continue
+        size = float(read_model_shape(path).non_embedding_params)
+        if not sizes[0] / SAME_SIZE <= size <= sizes[1] * SAME_SIZE:
+            raise ConfigError(
+                f"fit must be of the project's model, {size:,.0f} parameters; got {sizes[0]:,.0f} in {fit_dir}.",
+                hint=again,
+            )
+    packed = _packed_tokenizer(workspace)
+    for name, curve in read_curve_directory(workspace.curves).items() if packed else ():
+        told = curve.record.tokenizer
+        hashed = told is not None and re.fullmatch(r"[0-9a-f]{12,64}", told)  # else the place it was read from
+        if curve.record.phase == "cpt" and hashed and told != packed:
+            raise ConfigError(
+                f"curves must be of the corpora's tokenizer, {packed}; got {told} for {name}.",
+                hint="pack the corpora with the runs' tokenizer, or train pilots on these corpora",
+            )
+
+
+def _packed_tokenizer(workspace: Workspace) -> str | None:
+    """Hash of the tokenizer that the corpora were packed with; None when they are not packed here."""
+    marker = workspace.data / "corpora.json"
+    found = read_json(marker).get("tokenizer", {}).get("hash") if marker.exists() else None
+    return found if isinstance(found, str) else None
+
+
+def fitted_sets(fit_dir: Path) -> tuple[str, ...]:
+    """Validation sets of a fit."""
+    return tuple(read_fit(fit_dir))
+
+
+def goal_weights(project: Project, text: str | None, sets: Sequence[str] = ()) -> dict[str, float]:
+    """Normalised weights: of --weights when given, else of the project.
+
+    Args:      sets: validation sets of the fit; out-of-domain ones may have weights too.
+    """
     domains = [domain.name for domain in project.data.domains]
     given = text if text is not None else ",".join(f"{name}={weight}" for name, weight in project.goal.weights.items())
-    return parse_weights(given, domains)
+    return parse_weights(given, domains, [name for name in sets if name not in ("general", *domains)])
 
 
 def train_names(curves_dir: Path, train: str | None, test: str | None) -> list[str] | None:

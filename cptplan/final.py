@@ -26,7 +26,7 @@ def planned_spec(project: Project, workspace: Workspace, run: PlannedRun, name: 
     start = next((s for s in project.model.starts if s.name == run.start), None)
     if start is None:
         raise ConfigError(f"plan's start must be one of the project's; got {run.start!r}.", hint="run cptplan optimize")
-    return run_spec(
+    spec = run_spec(
         project,
         os.fspath(workspace.data.resolve()),
         name=name,
@@ -34,6 +34,7 @@ def planned_spec(project: Project, workspace: Workspace, run: PlannedRun, name: 
         schedule=run.schedule,
         replay_ratio=run.replay_ratio,
     )
+    return spec.model_copy(update={"mixture": run.mixture})
 
 
 def write_launch_files(project: Project, workspace: Workspace, target: str) -> Path:

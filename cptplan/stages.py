@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cptplan import campaign
+from cptplan.budget import budget_tokens
 from cptplan.checks import check_vocabulary
 from cptplan.config import Project
 from cptplan.curves import PretrainSummary, read_curve, read_curve_directory, write_curve
@@ -188,7 +189,7 @@ def tokens_of_run(spec: RunSpec) -> dict[str, int]:
 def tokens_of_budget(project: Project) -> dict[str, int]:
     """Tokens of every source without which no run of the whole budget exists, whatever its replay ratio."""
     spec = pilot_specs(project, "")[0]
-    least, most = (_by_source(project.budget.tokens, replay, spec) for replay in project.pilot.replay_range)
+    least, most = (_by_source(budget_tokens(project), replay, spec) for replay in project.pilot.replay_range)
     return {name: min(least[name], most[name]) for name in least}
 
 

@@ -109,15 +109,23 @@ def knobs_in_words(plan: Plan) -> dict[str, tuple[str, str]]:
     def words(run: PlannedRun) -> dict[str, str]:
         return {
             "peak learning rate": f"{run.peak_lr:.3g}",
-            "replay ratio": f"{run.replay_ratio:.1%}",
+            "replay ratio": f"{run.replay_ratio:.1%}" + ("" if run.end_replay is None else f" to {run.end_replay:.1%}"),
             "steps": f"{run.total_steps:,}",
             "tokens": f"{run.total_steps * plan.batch_tokens / 1e6:,.2f} M",
-            "linear decay": f"last {run.decay_share:.0%}" if run.decay_share else "none",
+            "warm-up": f"{run.warmup_steps:,} steps",
+            "decay": _decay_words(run),
             "start checkpoint": run.start,
         }
 
     chosen, thumb = words(plan.chosen), words(plan.rule_of_thumb)
     return {label: (chosen[label], thumb[label]) for label in chosen}
+
+
+def _decay_words(run: PlannedRun) -> str:
+    """How the rate falls."""
+    if run.kind in ("cosine", "linear"):
+        return {"cosine": "cosine to a tenth", "linear": "straight to 0"}[run.kind]
+    return f"last {run.decay_share:.0%}, linear" if run.kind == "wsd" and run.decay_share else "none"
 
 
 def expectations_in_words(plan: Plan) -> dict[str, tuple[str, str]]:

@@ -12,8 +12,17 @@ from command_line import PROJECT
 
 from cptplan.config import Project, read_project
 from cptplan.fitting.fitted import Prediction
+from cptplan.fitting.support import Support
 from cptplan.forecast import Forecaster, StartState
 
+SUPPORT = Support(
+    peak_lr=(1e-4, 3e-3),
+    replay_ratio=(0.0, 0.6),
+    longest_steps=8,
+    longest_area=24.0,
+    loss_potential=(0.0, 1.0),
+    most_passes=1.0,
+)
 BASE_LOSSES = {"general": 3.0, "domain": 4.0}
 
 
@@ -31,6 +40,12 @@ class BowlLaw:
     spread: float = 0.1
     discrepancy: float = 0.01
     best: Any = field(default_factory=lambda: SimpleNamespace(converged=True))
+    noise: float = 0.0
+    held_out: tuple[Any, ...] = ()
+    in_sample_error: float = 0.0
+    transient_error: float = 0.0
+    law: Any = field(default_factory=lambda: SimpleNamespace(reference_lr=1e-3))
+    support: Support = SUPPORT
 
     def mean(self, history, steps):
         rate = (np.log(history.lr.max() / self.best_lr) / 10) ** 2

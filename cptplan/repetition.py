@@ -1,0 +1,49 @@
+"""A law of fresh tokens that may judge runs which repeat theirs, on an assumption from published work.
+
+A law knows repetition when pilots repeated. Where none did, its clock of the domain takes the published worth of a
+repeated token, exp(-passes / R*) with R* = 15.39 (Muennighoff et al. 2023, arXiv:2305.16264), and no harm beyond that.
+The closed form of arXiv:2605.09189 has to be fitted to runs of several numbers of different tokens (cptplan fit --law
+repetition); it has no published constants to assume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from cptplan.fitting.fitted import FittedLaw
+from cptplan.fitting.separable import Solution
+from cptplan.laws.cpt import CptLaw
+from cptplan.laws.final.repetition import HALF_LIFE
+
+ASSUMED = (
+    f"A repeated domain token counts exp(-passes / {HALF_LIFE:.2f}) of a fresh one: assumed (arXiv:2305.16264), "
+    "because no pilot repeated its tokens."
+)
+
+
+def knows_repetition(fitted: FittedLaw) -> bool:
+    """Whether a law judges repeated tokens by what its own pilots showed; general text is never one to repeat."""
+    return not isinstance(fitted.law, CptLaw) or fitted.law.side == "general" or fitted.law.repeats
+
+
+def with_assumed_repetition(fitted: FittedLaw) -> FittedLaw:
+    """The law with the published worth of repeated tokens in all its fits; the same where it knows repetition."""
+    if knows_repetition(fitted) or not isinstance(fitted.law, CptLaw):
+        return fitted
+    old = fitted.law
+    law = CptLaw(old.side, old.reference_lr, replace(old.form, repetition=True), old.memory_steps)
+    values = [p.name for p in law.parameters].index("R")
+    terms = [t.name for t in law.terms].index("O")
+
+    def extended(solution: Solution) -> Solution:
+        return replace(
+            solution,
+            values=np.insert(solution.values, values, HALF_LIFE),
+            coefficients=np.insert(solution.coefficients, terms, 0.0),
+        )
+
+    return replace(
+        fitted, law=law, best=extended(fitted.best), left_out=tuple(extended(one) for one in fitted.left_out)
+    )
