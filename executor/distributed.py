@@ -15,6 +15,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     KwargsHandler,
+    ParallelismConfig,
     broadcast_object_list,
 )
 
@@ -33,20 +34,21 @@ def open_accelerator(spec: RunSpec, run_dir: Path) -> Accelerator:
 
     Args:      run_dir: trackers that keep files write below it.
     Raises:    ConfigError if the launcher's settings do not fit together, the processes do not see one another, FSDP
-               was asked for and is off, each process is not to have data of its own, or a tracker is not there.
+               was asked for and is off, or a tracker is not there.
     """
     check_trackers(spec.report_to)
     handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if spec.tasks is not None:  # which the main process does alone, for as long as it takes
         handlers.append(InitProcessGroupKwargs(timeout=TASKS_TIMEOUT))
     try:
+        check_parallelism()
         accelerator = Accelerator(
             mixed_precision="bf16" if spec.precision == "bf16" else "no",
             kwargs_handlers=handlers,
             log_with=list(spec.report_to) or None,
             project_dir=run_dir / "trackers" if spec.report_to else None,
         )
-    except ValueError as error:  # sizes of parallelism_config that do not fit the processes, settings of FSDP1
+    except ValueError as error:
         raise ConfigError(
             f"the launcher's settings must fit together; got {str(error).splitlines()[0].rstrip('.')}.",
             hint="mend the accelerate configuration, or the FSDP_ and PARALLELISM_CONFIG_ variables",
@@ -63,8 +65,7 @@ def open_accelerator(spec: RunSpec, run_dir: Path) -> Accelerator:
 def check_processes(accelerator: Accelerator) -> None:
     """Refuse a launch that accelerate would quietly turn into something else.
 
-    Raises:    ConfigError if the world size differs from the launcher's, FSDP is asked for and not version 2, or a
-               model is to be split in a way in which several processes share their data.
+    Raises:    ConfigError if the world size differs from the launcher's, or FSDP is asked for and not version 2.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != world_size:
@@ -79,12 +80,27 @@ def check_processes(accelerator: Accelerator) -> None:
             f"{accelerator.distributed_type.value}.",
             hint="set fsdp_version: 2 and run on accelerators, or start without FSDP",
         )
-    sizes = accelerator.parallelism_config
-    if sizes is not None and sizes.non_data_parallel_size > 1:
+
+
+def check_parallelism() -> None:
+    """Refuse sizes of the launcher's parallelism_config that do not fit its processes, or make some share their data.
+
+    Raises:    ConfigError naming the sizes.
+    """
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() != "true":
+        return
+    sizes, processes = ParallelismConfig(), int(os.environ.get("WORLD_SIZE", "1"))
+    if sizes.non_data_parallel_size > 1:
         raise ConfigError(
             "parallelism_config must hold dp_replicate_size and dp_shard_size only; got "
             f"tp_size {sizes.tp_size}, cp_size {sizes.cp_size}, sp_size {sizes.sp_size}.",
             hint="set the others to 1: each process trains on sequences of its own",
+        )
+    if sizes.total_size != processes:
+        raise ConfigError(
+            f"dp_replicate_size x dp_shard_size must be the number of processes; got {sizes.dp_replicate_size} x "
+            f"{sizes.dp_shard_size} for {processes}.",
+            hint="change parallelism_config or the number of processes",
         )
 
 

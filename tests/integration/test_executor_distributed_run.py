@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import shutil
+import signal
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
 import distributed_runs as several
 import executor_runs as runs
 import pytest
 
+from cptplan.errors import DataError
 from cptplan.run_options import Anchor, Lora, Monitor, Reweight, Rule, Spikes
-from cptplan.run_spec import ModelSource, Source
+from cptplan.run_spec import ModelSource, Source, ValidationSet
 from cptplan.schedule import CosineSchedule
 
 DOMAINS = ("code", "law", "maths")
@@ -30,7 +40,7 @@ def long_spec(root):
     return runs.make_spec(root, schedule=schedule, eval_steps=(5, 15, 30), checkpoint_every=20, keep_steps=())
 
 
-def spec_with(root, features):
+def spec_with(root, features, **more):
     """From weights on disk, as a launched run has them: under FSDP2 only the first process reads them."""
     skip = Spikes(policy="skip", z=0.5, window=8, most=1000)  # z so small that some steps are left out
     lower = Rule(when="forgetting_ratio", threshold=0.0, action="lower_lr", times=2)
@@ -58,7 +68,7 @@ def spec_with(root, features):
             "monitor": Monitor(rules=(Rule(when="forgetting_ratio", threshold=0.0, action="ewc", amount=0.5),)),
         },
     }[features]
-    return runs.make_spec(root, model=ModelSource(path=str(root / "base/export/step-9")), **changes)
+    return runs.make_spec(root, model=ModelSource(path=str(root / "base/export/step-9")), **changes, **more)
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +85,45 @@ def alone(root):
     return train
 
 
-@pytest.mark.parametrize(("kind", "processes"), [("ddp", 2), ("fsdp2", 2), ("hsdp", 4)])
-def test_50_steps_with_accumulation_equal_one_process(root, alone, kind, processes):
+@pytest.fixture(scope="module")
+def ddp(root):
+    """The long run in two processes that nothing disturbs."""
+    run_dir = runs.write_run(root / "long-ddp", long_spec(root))
+    assert several.train_ranks(run_dir, "ddp") == [0, 0], runs.said(run_dir)
+    return run_dir
+
+
+def test_50_steps_with_accumulation_equal_one_process_under_ddp(root, alone, ddp):
+    assert runs.result(ddp)["num_processes"] == 2
+    several.assert_close(ddp, alone("long", long_spec(root)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "processes", "placements"),
+    [("fsdp2", 2, "(Shard(dim=0),)"), ("hsdp", 4, "(Replicate(), Shard(dim=0))")],
+)
+def test_50_steps_with_accumulation_equal_one_process_when_sharded(root, alone, kind, processes, placements):
     run_dir = runs.write_run(root / f"long-{kind}", long_spec(root))
-    assert several.train_ranks(run_dir, kind, processes) == [0] * processes, runs.said(run_dir)
+    noted = root / f"placements-{kind}"
+    assert several.train_ranks(run_dir, kind, processes, partial(note_placements, noted)) == [0] * processes
+    assert noted.read_text() == placements
     assert runs.result(run_dir)["num_processes"] == processes
     several.assert_close(run_dir, alone("long", long_spec(root)))
+
+
+def note_placements(path: Path) -> None:
+    """Write down how the first parameter is spread over the processes: the shim must not have made plain DDP of it."""
+    from executor import loop
+
+    open_parts = loop.open_parts
+
+    def opened(*arguments, **settings):
+        parts = open_parts(*arguments, **settings)
+        if os.environ["RANK"] == "0":
+            path.write_text(str(parts.parameters[0].placements))
+        return parts
+
+    loop.open_parts = opened
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
@@ -99,3 +142,156 @@ def decisions(run_dir):
     return [
         (line["step"], line.get("event"), line.get("lr")) for line in lines if "event" in line or "left_out" in line
     ]
+
+
+CHAINS = {
+    "ddp": (("ddp", 2), ("ddp", 3), ("ddp", 1)),
+    "fsdp2": (("fsdp2", 2), ("fsdp2", 3), ("ddp", 1)),
+    "mixed": (("ddp", 1), ("fsdp2", 2), ("ddp", 3)),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_killed_and_resumed_with_other_numbers_of_processes(root, alone, chain):
+    """12 sequences a step; killed after steps 6 and 14, each time two steps after a checkpoint."""
+    schedule = CosineSchedule(kind="cosine", peak_lr=1e-2, total_steps=20, warmup_steps=4, min_lr=1e-4)
+    spec = spec_with(root, "held", batch_tokens=12 * runs.SEQ_LEN, schedule=schedule)
+    run_dir = runs.write_run(root / f"elastic-{chain}", spec)
+    seconds = []
+    for (kind, processes), step in zip(CHAINS[chain], (6, 14, None), strict=True):
+        prepare = partial(kill_at, step) if step is not None else None
+        codes = several.train_ranks(run_dir, kind, processes, prepare)
+        assert codes == [0 if step is None else -signal.SIGKILL] * processes, runs.said(run_dir)
+        if step is not None:
+            marker = json.loads((run_dir / f"checkpoints/step-{step - 2:08d}/checkpoint.json").read_text())
+            seconds.append((processes, marker["wall_seconds"], marker["device_seconds"]))
+    several.assert_close(run_dir, alone("elastic", spec))
+    straight = runs.metrics(alone("elastic", spec))
+    assert [line.get("tokens_by_source") for line in runs.metrics(run_dir)] == [
+        line.get("tokens_by_source") for line in straight
+    ]
+    (first, wall_1, used_1), (second, wall_2, used_2) = seconds
+    assert used_1 == pytest.approx(first * wall_1)
+    assert used_2 - used_1 == pytest.approx(second * (wall_2 - wall_1))
+    found, last = runs.result(run_dir), CHAINS[chain][-1][1]
+    # gpu_hours is rounded to a millionth of an hour, wall_seconds to a thousandth
+    assert found["gpu_hours"] * 3600 == pytest.approx(used_2 + last * (found["wall_seconds"] - wall_2), abs=0.01)
+
+
+def kill_at(step: int) -> None:
+    """End as by kill -9 before a step is done."""
+    from executor import loop
+
+    train_step = loop.Trainer.step
+
+    def killed(self, requests):
+        if self.position.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train_step(self, requests)
+
+    loop.Trainer.step = killed
+
+
+def full_disk() -> None:
+    """No room when the first checkpoint is to be written."""
+    from executor import checkpoint
+
+    checkpoint.shutil = SimpleNamespace(
+        disk_usage=lambda path: SimpleNamespace(free=10), rmtree=shutil.rmtree, __name__="shutil"
+    )
+
+
+def full_log() -> None:
+    """The first process cannot log its fifth step."""
+    from executor import curve_log
+
+    step = curve_log.CurveLog.step
+
+    def logged(self, **values):
+        if values["step"] == 5:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
+        step(self, **values)
+
+    curve_log.CurveLog.step = logged
+
+
+def second_fails() -> None:
+    """The second process alone finds something wrong."""
+    from executor import parts
+
+    if os.environ["RANK"] == "1":
+        parts.load_model = fails
+
+
+def fails(*_):
+    raise DataError("data must be there; got none in the second process.", hint="bring it there")
+
+
+def spec_that_fails(root, kind):
+    """Changes of the spec, what is to be patched, how to start, exit code and words."""
+    large = ValidationSet(name="large", path=str(root / "large"), num_tokens=32)
+    torn = (Source(name="general", role="general", path=str(root / "torn")), *runs.make_spec(root).sources[1:])
+    return {
+        "batch does not divide": ({"batch_tokens": 9 * 16}, None, 2, "batch_tokens must be a multiple of seq_len x"),
+        "vocabulary": ({"validation": (large,)}, None, 2, "vocabulary must fit the model's 64 embeddings; got 65"),
+        "torn shard": ({"sources": torn}, None, 2, "token file must have the SHA-256 abc of its index"),
+        "tracker": ({"report_to": ("tensorbord",)}, None, 2, "report_to must name trackers; got tensorbord"),
+        "freeze": ({"freeze": ("layers.*",)}, None, 2, "freeze must match the name of a parameter; got 'layers.*'"),
+        "foreign checkpoint": ({}, None, 2, "must belong to"),
+        "disk full": ({}, full_disk, 5, "disk must have"),
+        "log full": ({}, full_log, 5, "disk must have"),
+        "second process": ({}, second_fails, 2, "data must be there; got none in the second process"),
+        "sizes of hsdp": (
+            {},
+            None,
+            2,
+            "dp_replicate_size x dp_shard_size must be the number of processes; got 2 x 2",
+        ),
+    }[kind]
+
+
+FAILURES = (
+    "batch does not divide",
+    "vocabulary",
+    "torn shard",
+    "tracker",
+    "freeze",
+    "foreign checkpoint",
+    "disk full",
+    "log full",
+    "second process",
+    "sizes of hsdp",
+)
+
+
+@pytest.fixture(scope="module")
+def failing(root):
+    """Runs that go wrong, started together because they mostly wait: directory, processes and what is expected."""
+    runs.write_shard(root / "large", "validation", runs.toy_tokens(100, rule=1, seed=1), vocab_size=65)
+    runs.write_shard(root / "torn", "train", runs.toy_tokens(1000, rule=1, seed=1))
+    index = root / "torn" / "train.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "sha256": "abc"}))
+    started = {}
+    for kind in FAILURES:
+        changes, prepare, code, words = spec_that_fails(root, kind)
+        run_dir = runs.write_run(root / f"fails-{kind.replace(' ', '-')}", runs.make_spec(root, **changes))
+        if kind == "foreign checkpoint":
+            marker = run_dir / "checkpoints/step-00000004/checkpoint.json"
+            marker.parent.mkdir(parents=True)
+            marker.write_text(json.dumps({"spec_hash": "another", "files": {}}))
+        ranks = several.start_ranks(run_dir, "hsdp" if kind == "sizes of hsdp" else "ddp", 2, prepare)
+        started[kind] = (run_dir, ranks, code, words)
+    return started
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_failure_ends_all_processes_with_one_line(failing, kind):
+    run_dir, ranks, code, words = failing[kind]
+    codes = several.finish_ranks(ranks)
+    assert all(codes), codes
+    assert code in codes
+    lines = runs.said(run_dir).splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == [line for line in lines if words in line]
+    assert len([line for line in lines if words in line]) == 1, lines
+    assert not any("Traceback" in line for line in lines), lines
+    assert not (run_dir / "result.json").exists()

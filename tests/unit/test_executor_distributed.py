@@ -14,9 +14,7 @@ from executor import distributed
 
 
 def accelerator(num_processes=1, is_fsdp2=False, kind=DistributedType.NO):
-    return SimpleNamespace(
-        num_processes=num_processes, is_fsdp2=is_fsdp2, distributed_type=kind, parallelism_config=None
-    )
+    return SimpleNamespace(num_processes=num_processes, is_fsdp2=is_fsdp2, distributed_type=kind)
 
 
 def spec(**values):
@@ -37,6 +35,28 @@ def test_check_processes_fsdp_asked_for_and_off_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match=r"FSDP must be version 2 and active when asked for; got .*MULTI_CPU"):
         distributed.check_processes(accelerator(num_processes=2, kind=DistributedType.MULTI_CPU))
     distributed.check_processes(accelerator(num_processes=2, is_fsdp2=True, kind=DistributedType.FSDP))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"DP_REPLICATE": 2, "DP_SHARD": 4}, None),
+        ({"DP_REPLICATE": 2, "DP_SHARD": 2}, "must be the number of processes; got 2 x 2 for 8"),
+        ({"DP_SHARD": 4, "TP": 2}, "must hold dp_replicate_size and dp_shard_size only; got tp_size 2, cp_size 1"),
+        ({"DP_SHARD": 4, "CP": 2}, "got tp_size 1, cp_size 2"),
+    ],
+)
+def test_check_parallelism_takes_data_parallel_sizes_that_fit(monkeypatch, sizes, message):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    for name, size in sizes.items():
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}_SIZE", str(size))
+    distributed.check_parallelism()  # not asked for
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    if message is None:
+        distributed.check_parallelism()
+    else:
+        with pytest.raises(ConfigError, match=message):
+            distributed.check_parallelism()
 
 
 def test_sequences_per_process_must_divide_the_batch():
