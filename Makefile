@@ -14,7 +14,7 @@ demo: $(STAMP)  ## the whole path on this machine, from two corpora to a launche
 	$(VENV)/bin/cptplan demo
 
 test: $(STAMP)  ## all tests that need neither an accelerator nor many minutes
-	$(RUN) pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 check: $(STAMP)  ## format, lint, types, and the tests that take seconds
 	$(RUN) ruff format --check

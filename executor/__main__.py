@@ -1,4 +1,4 @@
-"""`python -m executor COMMAND ...`: the trainer and its tools, each a process of its own, with or without the planner."""
+"""`python -m executor COMMAND ...`: the trainer and its tools, each a process of its own, planner or not."""
 
 from __future__ import annotations
 

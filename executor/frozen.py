@@ -11,11 +11,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cptplan.errors import RunFailedError
-from cptplan.mixture import ConstantMixture
-from cptplan.run_spec import ModelSource, RunSpec, Source, ValidationSet
-from cptplan.schedule import ConstantSchedule
+from cptplan.run_spec import ModelSource
 from executor.data import ValidationData
-from executor.model import load_model
+from executor.model import Loading, load_model
 from executor.objective import num_predicted, token_losses
 
 
@@ -25,20 +23,8 @@ def load_frozen(directory: Path, *, seq_len: int = 1) -> tuple[PreTrainedModel, 
     Args:      seq_len: tokens that it must have positions for.
     Raises:    ModelError if a part is missing or does not load; ConfigError if seq_len is longer than its positions.
     """
-    place = str(directory.absolute())
     # the loader is the trainer's own, so that a model is refused here for what it would be refused for there
-    spec = RunSpec(
-        name="frozen",
-        phase="pretrain",
-        model=ModelSource(path=place),
-        sources=(Source(name="general", role="general", path=place),),
-        validation=(ValidationSet(name="general", path=place, num_tokens=seq_len),),
-        schedule=ConstantSchedule(kind="constant", peak_lr=1.0, total_steps=1),
-        mixture=ConstantMixture(replay_ratio=1.0),
-        seq_len=seq_len,
-        batch_tokens=seq_len,
-    )
-    model, tokenizer = load_model(spec)
+    model, tokenizer = load_model(Loading(model=ModelSource(path=str(directory.absolute())), seq_len=seq_len))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.eval().requires_grad_(False).to(device), tokenizer
 

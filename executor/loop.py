@@ -29,6 +29,7 @@ from executor.checkpoint import Checkpoints
 from executor.curve_log import LOSS_PREFIX, CurveLog
 from executor.data import ValidationData
 from executor.export import export_model
+from executor.model import stored_dtype
 from executor.monitor import describe
 from executor.objective import batch_losses, excess_losses, num_predicted, token_losses
 from executor.parts import open_parts
@@ -305,16 +306,14 @@ class Trainer:
         self.log.follow(self.rates, ratios)
 
     def export(self) -> None:
-        """Write the weights as a model directory."""
+        """Write the weights as a model directory in the type of the base model; adapters merged, and by themselves."""
         self._progress("exporting", force=True)
-        state = self.parts.full_state()
-        distributed.on_main(lambda: self._write_export(state), self.accelerator)
-
-    def _write_export(self, state: dict[str, torch.Tensor]) -> None:
+        state, tokenizer, dtype = self.parts.full_state(), self.parts.tokenizer, stored_dtype(self.spec.model)
+        if not self.main:
+            return
         directory = self.run_dir / "export" / f"step-{self.position.step}"
         card = model_card(self.spec, self.parts, self.position.step, self.log)
-        plain = self.parts.plain_state(state)
-        export_model(directory, self.parts.unwrapped, plain, self.parts.tokenizer, card)
+        export_model(directory, self.parts.unwrapped, self.parts.plain_state(state), tokenizer, card, dtype=dtype)
         if self.spec.lora is not None:
             export_adapter(directory / "adapter", self.parts.unwrapped, state)
 

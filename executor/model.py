@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,19 @@ LOAD_ERRORS = (
 )
 
 
-def load_model(spec: RunSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loading:
+    """What the loading of a model depends on, for one that is not trained; a RunSpec says the same and more."""
+
+    model: ModelSource
+    seq_len: int
+    attention: str = "auto"
+    precision: str = "fp32"
+    seed: int = 0
+    activation_checkpointing: bool = False
+
+
+def load_model(spec: RunSpec | Loading) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """The model with fp32 master weights in training mode, and its tokenizer (None only for a bare configuration).
 
     Raises:    ModelError if a part is missing or does not load; ConfigError if seq_len is longer than its positions or
@@ -88,7 +101,7 @@ def stored_dtype(source: ModelSource) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(found), torch.float32)
 
 
-def resolve_attention(spec: RunSpec, config: PreTrainedConfig) -> str:
+def resolve_attention(spec: RunSpec | Loading, config: PreTrainedConfig) -> str:
     """The attention to ask transformers for: auto takes flash, else sdpa, else eager, whichever can run first.
 
     Args:      config: of the model: not every architecture has them all.
@@ -113,7 +126,7 @@ def resolve_attention(spec: RunSpec, config: PreTrainedConfig) -> str:
     return "sdpa" if getattr(architecture, "_supports_sdpa", True) else "eager"
 
 
-def _flash_lacks(spec: RunSpec) -> str | None:
+def _flash_lacks(spec: RunSpec | Loading) -> str | None:
     if importlib.util.find_spec("flash_attn") is None:
         return "no flash_attn"
     if not torch.cuda.is_available():
@@ -168,7 +181,7 @@ def _load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
     return AutoTokenizer.from_pretrained(place, trust_remote_code=source.trust_remote_code)
 
 
-def _load_weights(source: ModelSource, config: PreTrainedConfig, spec: RunSpec) -> PreTrainedModel:
+def _load_weights(source: ModelSource, config: PreTrainedConfig, spec: RunSpec | Loading) -> PreTrainedModel:
     # the stored type is often bf16, and updates smaller than its precision would be lost: say fp32 always
     settings: dict[str, Any] = {
         "dtype": torch.float32,
@@ -215,7 +228,7 @@ def _check_directory(source: ModelSource) -> None:
         )
 
 
-def _check_positions(config: PreTrainedConfig, spec: RunSpec) -> None:
+def _check_positions(config: PreTrainedConfig, spec: RunSpec | Loading) -> None:
     text = config.get_text_config()
     for name in POSITIONS:
         longest = getattr(text, name, None)

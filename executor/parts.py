@@ -22,7 +22,7 @@ from executor.corpus.pack import open_shard
 from executor.corpus.verify import require_one_tokenizer, verify_shard
 from executor.data import TokenSource, TrainingData, ValidationData, open_validation
 from executor.isolation import check_isolation
-from executor.model import check_vocabulary, count_params, load_model, num_used_params, tied_names
+from executor.model import Loading, check_vocabulary, count_params, load_model, num_used_params, tied_names
 from executor.objective import token_losses
 from executor.regularize import Anchor, freeze
 from executor.tasks import check_tasks
@@ -110,8 +110,8 @@ class Parts:
 def open_parts(spec: RunSpec, run_dir: Path, *, fresh: bool) -> Parts:
     """Open and check everything that a run needs.
 
-    Args:      run_dir: where trackers may write. fresh: whether the run begins: then every shard is read once as a whole
-               and compared with its checksum.
+    Args:      run_dir: where trackers may write. fresh: whether the run begins: then every shard is read once as a
+               whole and compared with its checksum.
     Raises:    CptplanError of the part that does not fit, in the order in which people can mend them.
     """
     accelerator = distributed.open_accelerator(spec, run_dir)
@@ -185,5 +185,6 @@ def _reference(spec: RunSpec, device: torch.device) -> PreTrainedModel | None:
     if spec.reweight is None:
         return None
     source = ModelSource(path=spec.reweight.reference, trust_remote_code=spec.model.trust_remote_code)
-    model, _ = load_model(spec.model_copy(update={"model": source, "activation_checkpointing": False}))
+    loading = Loading(model=source, seq_len=spec.seq_len, attention=spec.attention, precision=spec.precision)
+    model, _ = load_model(loading)
     return model.eval().requires_grad_(False).to(device)

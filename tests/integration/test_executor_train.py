@@ -140,7 +140,10 @@ def test_export_of_a_loaded_model_loads_and_gives_the_logged_loss(root, bases, n
         if step is not None:
             curve = read_curve(run_dir, "curve")
             logged = curve.losses["domain"][curve.steps == step][0]
-            assert model(input_ids=windows, labels=windows).loss.item() == pytest.approx(logged, abs=1e-5)
+            # the export is rounded to the bf16 of its base, 2e-4 nats were measured (tests/integration/
+            # test_executor_architectures.py); the base itself is read as it is
+            tolerance = 1e-5 if step == 0 else 5e-3
+            assert model(input_ids=windows, labels=windows).loss.item() == pytest.approx(logged, abs=tolerance)
     assert curve.losses["domain"][-1] < curve.losses["domain"][0]
 
 
