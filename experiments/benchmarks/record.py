@@ -19,6 +19,7 @@ from cptplan.files import read_json, write_json, write_text
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / "reports" / "benchmarks"
 LOG = logging.getLogger("benchmark")
+LIBRARIES = ("numpy", "scipy", "torch", "transformers", "accelerate", "tokenizers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +70,7 @@ def machine() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
         "python": platform.python_version(),
-        "numpy": version("numpy"),
-        "scipy": version("scipy"),
+        **{name: version(name) for name in LIBRARIES},
     }
 
 
@@ -88,7 +88,7 @@ def _commit() -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
 
     try:
-        changed = git("status", "--porcelain", "--", "cptplan", "experiments/benchmarks")
+        changed = git("status", "--porcelain", "--", "cptplan", "executor", "experiments/benchmarks")
         return git("rev-parse", "--short", "HEAD").strip() + (" and changes not committed" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -98,9 +98,9 @@ def _table() -> str:
     lines = [
         "# Benchmarks",
         "",
-        "The numbers that the fit has to reach, each made by one command of `experiments/benchmarks`. The scripts",
-        "write this page from the .json files beside it, which hold the details. Seconds are of one thread; on a busy",
-        "machine they are upper bounds.",
+        "The numbers that cptplan has to reach, each made by one command of `experiments/benchmarks`. The scripts",
+        "write this page from the .json files beside it, which hold the details. Seconds are of one thread unless said",
+        "otherwise; on a busy machine they are upper bounds.",
         "",
         "| number | target | reached | met | by how much not, and why |",
         "|" + " --- |" * 5,
