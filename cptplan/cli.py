@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cptplan import __version__, law_verbs, run_verbs
+from cptplan import __version__, cost_verb, dynamics_verb, law_verbs, plan_verbs, run_verbs
 from cptplan.console import Screen
-from cptplan.errors import ConfigError, CptplanError
+from cptplan.errors import CptplanError
 
 if TYPE_CHECKING:
     from cptplan.config import Project
-    from cptplan.plan import Plan
     from cptplan.workspace import Workspace
 
 app = typer.Typer(
@@ -33,9 +32,6 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Directory of the campaig
 AsJson = Annotated[bool, typer.Option("--json", help="Data on stdout as JSON; all else stays on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="What counts, such as general=0.4 (the domains share the rest).")
-]
 
 FINAL_LAWS = ("d_cpt", "cmr_ratio", "cmr_tokens", "repetition", "chinchilla")
 """Laws of final losses; a test holds them against final_losses.LAWS, whose import would slow --help."""
@@ -239,72 +235,10 @@ def _fit_final_losses(screen: Screen, path: Path, law: str, seed: int) -> None:
     screen.result(final_losses.summary(fits))
 
 
-@app.command()
-def optimize(
-    config: Config = DEFAULT_CONFIG,
-    override: Set = [],  # noqa: B006
-    out: Out = DEFAULT_OUT,
-    weights: Weights = None,
-    trials: Annotated[int, typer.Option("--trials", min=1, help="TPE trials after the grid.")] = 120,
-    max_general_increase: Annotated[
-        float | None, typer.Option("--max-general-increase", min=0, help="Largest relative rise of general loss.")
-    ] = None,
-    confidence: Annotated[float | None, typer.Option("--confidence", help="Probability that it holds.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Search for the best run under the weights and the budget."""
-    from cptplan import decide
-
-    screen = Screen(as_json=as_json)
-    if max_general_increase is not None:
-        override = [*override, f"goal.max_general_increase={max_general_increase}"]
-    if confidence is not None:
-        override = [*override, f"goal.confidence={confidence}"]
-    project, workspace = _open(config, out, override)
-    shares = decide.goal_weights(project, weights)
-    with screen.stage("optimize"):
-        directory, plan = decide.optimize(project, workspace, shares, trials=trials)
-    show_plan(screen, plan)
-    screen.say(f"plan: {directory / 'plan.json'}, study: {directory / 'study.journal'}")
-    screen.result(plan.to_json())
-    screen.next_command(f"cptplan cost -c {config} -o {out}")
+plan_verbs.register(app)
 
 
-def show_plan(screen: Screen, plan: Plan) -> None:
-    """The plan beside the rule of thumb, and what is expected of both."""
-    from cptplan.tables import plan_rows
-
-    screen.table("Plan", ("", "chosen", "rule of thumb"), plan_rows(plan))
-    for line in (*plan.binding, *plan.warnings):
-        screen.say(f"note: {line}")
-
-
-@app.command()
-def cost(
-    config: Config = DEFAULT_CONFIG,
-    override: Set = [],  # noqa: B006
-    out: Out = DEFAULT_OUT,
-    model: Annotated[Path | None, typer.Option("--model", help="Model directory to price without a plan.")] = None,
-    tokens: Annotated[str | None, typer.Option("--tokens", help="Training tokens, such as 50B.")] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Accelerator, such as h100-sxm.")] = None,
-    num_devices: Annotated[int | None, typer.Option("--num-devices", min=1, help="Accelerators.")] = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", min=1, help="Tokens of a sequence, with --model.")] = 4096,
-    as_json: AsJson = False,
-) -> None:
-    """Price the plan, or any model and number of tokens: FLOPs, GPU-hours, money, memory."""
-    from cptplan import pricing
-
-    screen = Screen(as_json=as_json)
-    if tokens is not None and model is None:
-        raise ConfigError(f"--tokens must come with --model; got {tokens!r} alone.", hint="leave it out for the plan")
-    if model is not None:
-        rows = pricing.price_model(model, pricing.parse_tokens(tokens), gpu or "h100-sxm", num_devices or 8, seq_len)
-    else:
-        project, workspace = _open(config, out, override)
-        rows = pricing.price_plan(project, workspace, gpu=gpu, num_devices=num_devices)
-    screen.table("Cost", pricing.COLUMNS, [row.cells() for row in rows])
-    screen.result({"rows": [row.to_json() for row in rows]})
-    screen.next_command(f"cptplan launch --target accelerate -c {config} -o {out}")
+cost_verb.register(app)  # here, since the verbs are listed in pipeline order
 
 
 @app.command()
@@ -312,7 +246,20 @@ def launch(
     config: Config = DEFAULT_CONFIG,
     override: Set = [],  # noqa: B006
     out: Out = DEFAULT_OUT,
-    target: Annotated[str, typer.Option("--target", help="local, accelerate, torchrun or slurm.")] = "accelerate",
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            help="local, accelerate, torchrun, slurm, skypilot, kubernetes; or a recipe for another trainer: "
+            "llama-factory, deepspeed, axolotl, nemo-automodel, torchtitan.",
+        ),
+    ] = "accelerate",
+    option: Annotated[
+        list[str], typer.Option("--option", help="Of the target, such as partition=gpu. Repeatable.")
+    ] = [],  # noqa: B006
+    allow_loss_of: Annotated[
+        list[str], typer.Option("--allow-loss-of", help="What a recipe may drop of the plan. Repeatable.")
+    ] = [],  # noqa: B006
     run: Annotated[bool, typer.Option("--run", help="Start it here and now (target local).")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -321,7 +268,7 @@ def launch(
 
     screen = Screen(as_json=as_json)
     project, workspace = _open(config, out, override)
-    directory = final.write_launch_files(project, workspace, target)
+    directory = final.write_launch_files(project, workspace, target, option, allow_loss_of)
     screen.say(f"wrote {directory}")
     if run:
         with screen.stage("final run") as note:
@@ -366,3 +313,4 @@ def status(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
 
 law_verbs.register(app)
 run_verbs.register(app)
+dynamics_verb.register(app)

@@ -23,6 +23,8 @@ from cptplan.model_shape import ModelShape
 
 __all__ = [
     "BACKWARD_SHARE",
+    "CO2_KG_PER_KWH",
+    "JOIN",
     "TrainingCost",
     "attention_span",
     "forward_flops",
@@ -43,6 +45,7 @@ CO2_KG_PER_KWH = 0.436  # published: world average of 2022, Ember, Global Electr
 SECONDS_PER_HOUR = 3600.0
 JOULES_PER_KWH = 3.6e6
 
+JOIN = " + "  # between the sources of a product
 _STRENGTH: tuple[Basis, ...] = ("measured", "published", "assumed")
 
 
@@ -313,7 +316,7 @@ def _weakest(*parts: Provenance) -> Provenance:
     """How a product is known: as badly as its worst factor, by all their sources."""
     basis = max((part.basis for part in parts), key=_STRENGTH.index)
     dates = [part.date for part in parts if part.date]
-    return Provenance(basis=basis, source="; ".join(p.source for p in parts), date=min(dates, default=None))
+    return Provenance(basis=basis, source=JOIN.join(p.source for p in parts), date=min(dates, default=None))
 
 
 def _check_positive(**values: float) -> None:

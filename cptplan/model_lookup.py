@@ -45,13 +45,13 @@ def find_shape(text: str) -> NamedShape:
         source = f"a size alone is taken as a Llama of {shape.num_layers} layers x {shape.hidden}, tables tied"
         return NamedShape(name=text, shape=shape, source=source)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        directory = _cached(text)
-        if directory is None:
+        snapshot = _cached(text)
+        if snapshot is None:
             raise ModelError(
                 f"model must be in the hub's local cache; got {text}, which is not in {_hub_cache()}.",
                 hint=f"hf download {text} config.json; or give a size such as 8B",
             )
-        return NamedShape(name=text, shape=read_model_shape(directory), source=f"config.json of {text}")
+        return NamedShape(name=text, shape=read_model_shape(snapshot), source=f"config.json of {text}")
     raise ModelError(
         f"model must be a size, a directory with config.json, or a hub id; got {text!r}.",
         hint="such as 8B, ./my-model or org/name",
@@ -98,7 +98,7 @@ def shape_of_size(text: str) -> ModelShape:
 
 
 def _proportions(size: float) -> tuple[int, int]:
-    """Hidden size (whole heads, from 1024 on eight groups of them) and layers: straight in logarithms between anchors."""
+    """Hidden size (whole heads, when wide eight groups of them) and layers: straight in logarithms between anchors."""
     low, high = next(
         (pair for pair in zip(_ANCHORS, _ANCHORS[1:], strict=False) if size <= pair[1][0]), (_ANCHORS[-2], _ANCHORS[-1])
     )

@@ -8,6 +8,7 @@ import pytest
 
 from cptplan.errors import ModelError
 from cptplan.model_shape import FAMILIES, read_model_shape, shape_from_config
+from cptplan.run_options import Lora
 
 TINY = {
     "hidden_size": 32,
@@ -70,6 +71,22 @@ def test_params_equal_real_model(config):
     assert shape.non_embedding_params == sum(inside.values()) - head
     assert model._no_split_modules is not None
     assert FAMILIES[config["model_type"]].layer_class in model._no_split_modules
+
+
+@pytest.mark.parametrize(
+    "config", [c for c in CONFIGS if c["model_type"] != "qwen3_moe"], ids=lambda config: config["model_type"]
+)
+def test_adapters_have_as_many_parameters_as_peft_makes(config):
+    # not qwen3_moe: peft takes the dense layer's MLP in it for experts, and the trainer refuses it
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    adapters = pytest.importorskip("executor.adapters", reason="needs peft")
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    real_config = transformers.AutoConfig.for_model(config["model_type"], **values)
+    model = transformers.AutoModelForCausalLM.from_config(real_config)
+    adapters.apply_lora(model, Lora(rank=3, alpha=1.0))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert shape_from_config(config, "test").lora_params(3) == trained
 
 
 def test_every_family_is_compared():
