@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cptplan.config import Project
 from cptplan.design import run_spec
 from cptplan.errors import ConfigError
 from cptplan.hardware import Hardware, find_hardware
-from cptplan.launch import check_target, write_launch
+from cptplan.launch import check_target, parse_options, write_launch
 from cptplan.plan import Plan, PlannedRun, read_plan
 from cptplan.run_options import Accounting
 from cptplan.run_spec import RunSpec, read_run_spec
@@ -37,13 +38,22 @@ def planned_spec(project: Project, workspace: Workspace, run: PlannedRun, name: 
     return spec.model_copy(update={"mixture": run.mixture})
 
 
-def write_launch_files(project: Project, workspace: Workspace, target: str) -> Path:
+def write_launch_files(
+    project: Project,
+    workspace: Workspace,
+    target: str,
+    options: Sequence[str] = (),
+    allow_loss_of: Sequence[str] = (),
+) -> Path:
     """Write the launch files of the newest plan's run for a target.
 
-    Returns:   launch/<target>/, which holds launch.sh and run/spec.json.
-    Raises:    ConfigError for an unknown target or without a plan; DataError if a corpus is too small for the run.
+    Args:      options: key=value pairs of the target. allow_loss_of: what a recipe for another trainer may drop.
+    Returns:   launch/<target>/, which holds launch.sh, manifest.json and run/spec.json.
+    Raises:    ConfigError for an unknown target, what it cannot express, or without a plan; DataError if a corpus is
+               missing or too small for the run.
     """
     check_target(target)
+    chosen = parse_options(target, options)
     plan = read_plan(workspace.latest("plans") / "plan.json")
     local = target == "local"
     here = project.budget.hardware if campaign.has_accelerator() else "cpu"
@@ -59,6 +69,8 @@ def write_launch_files(project: Project, workspace: Workspace, target: str) -> P
         hardware=hardware,
         num_processes=devices,
         num_nodes=1 if local else max(-(-devices // DEVICES_PER_NODE), 1),
+        options=chosen,
+        allow_loss_of=allow_loss_of,
     )
     return workspace.launch / target
 

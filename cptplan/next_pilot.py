@@ -115,17 +115,17 @@ def candidate_pilots(space: Space, pilot_steps: int, warmup_steps: int) -> tuple
 
 def next_pilot(
     forecaster: Forecaster,
-    plans: Sequence[Knobs],
+    draws: FloatArray,
     pilots: Sequence[Knobs],
     *,
     gpu_hours_per_token: float | None = None,
 ) -> tuple[PilotValue, ...]:
     """The pilots by the regret that they are expected to remove for their cost, best first.
 
-    Args:      plans: that could turn out best, see plan_pool. pilots: that could be run, see candidate_pilots.
+    Args:      draws: decision_draws of the plans that could turn out best (plan_pool). pilots: that could be run, see
+               candidate_pilots.
                gpu_hours_per_token: of training, evaluation included.
     """
-    draws = decision_draws(forecaster, plans)
     found = []
     for knobs in pilots:
         history = forecaster.history(knobs)

@@ -76,7 +76,7 @@ def pareto_front(project: Project, forecaster: Forecaster, space: Space, runs_di
 
 def _of_length(forecaster: Forecaster, space: Space, domain: str) -> dict[Knobs, tuple[float, float, float]]:
     """Losses and tokens of the runs of one length that some weight would choose and that keep the constraints."""
-    rough = {knobs: forecaster.rough(knobs) for knobs in grid(space)}
+    rough = {knobs: forecaster.rough(knobs) for knobs in grid(space, shares=(1.0,))}
     losses = {k: (s.losses["general"], s.losses[domain]) for k, s in rough.items() if s.violation <= 0}
     if not losses:
         return {}

@@ -229,7 +229,7 @@ def _front_point(knobs: Knobs, domain: str, forecaster: Forecaster) -> FrontPoin
     )
 
 
-def surface_of(knobs: Knobs, space: Space, forecaster: Forecaster, rates: int = 25, replays: int = 21) -> SurfaceTable:
+def surface_of(knobs: Knobs, space: Space, forecaster: Forecaster, rates: int = 21, replays: int = 17) -> SurfaceTable:
     """The objective of the best fit around the chosen run, over what was searched."""
     lrs, ratios = np.geomspace(*space.peak_lr, rates), np.linspace(*space.replay_ratio, replays)
 

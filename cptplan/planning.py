@@ -129,7 +129,7 @@ def make_plan(
     if forecaster.score(knobs).violation > 0:
         knobs = found.best.knobs  # a run on the very edge of a constraint must not be rounded over it
     rule = COMMON.knobs(project.model.pretrain_peak_lr, knobs.total_steps, forecaster.base)
-    pool = plan_pool(found)
+    draws = decision_draws(forecaster, plan_pool(found))
     pilots = candidate_pilots(space, project.pilot.total_steps, forecaster.warmup_steps)
     limits = limits_of(knobs, space, forecaster, afford)
     felt = sensitivities(knobs, space, forecaster)
@@ -153,9 +153,9 @@ def make_plan(
         binding=binding_lines(knobs, space, limits, curved=shorter is None or shorter > 0),
         sensitivities=felt,
         budgets=other_budgets(knobs, space, forecaster, afford),
-        regret=decision_regret(decision_draws(forecaster, pool)),
+        regret=decision_regret(draws),
         next_pilot=pilot_advice(
-            next_pilot(forecaster, pool, pilots, gpu_hours_per_token=hours_per_token(project, rates))[0]
+            next_pilot(forecaster, draws, pilots, gpu_hours_per_token=hours_per_token(project, rates))[0]
         ),
         pareto=front_of(found, forecaster),
         surface=surface_of(knobs, space, forecaster),

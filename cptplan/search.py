@@ -25,7 +25,8 @@ from cptplan.study import write_study
 FloatArray = NDArray[np.float64]
 SamplerName = Literal["tpe", "random", "qmc"]
 
-GRID_RATES, GRID_REPLAYS, GRID_DECAYS = 9, 9, (0.0, 0.2, 0.5, 0.8)
+GRID_RATES, GRID_REPLAYS, GRID_DECAYS = 7, 7, (0.0, 0.2, 0.5, 0.8)
+QUICK_CELLS = 5  # rates and ratios of a quick search, at the full length alone
 TOP = 20  # of the grid, that the study begins with
 POLISHED, POLISH_CALLS = 3, 60
 PENALTY = 100.0  # of a broken constraint in a polish, in nats for its unit
@@ -107,12 +108,12 @@ def search(
                trials: of the sampler, after the grid. seed: of the sampler.
     Raises:    StorageError if the study cannot be written.
     """
-    evaluated = list(screened(score, rough or score, grid(space)))
+    evaluated = screened(score, rough or score, grid(space))
     begin = sorted(evaluated, key=rank)[:TOP]
     tried = _sampled(score, space, begin, trials, sampler, seed)
     evaluated += tried
-    polished = [polish(score, space, candidate) for candidate in sorted(evaluated, key=rank)[:POLISHED]]
-    evaluated += polished
+    evaluated += at_the_ends(score, space, sorted(evaluated, key=rank)[:POLISHED])
+    evaluated += [polish(score, space, candidate) for candidate in sorted(evaluated, key=rank)[:POLISHED]]
     best = min(evaluated, key=rank)
     distributions = _distributions(space)
     write_study(storage, study_name, [_as_trial(found, distributions) for found in (*begin, *tried, best)])
@@ -121,7 +122,7 @@ def search(
 
 def quick_search(score: ScoreOf, space: Space, rough: ScoreOf | None = None) -> SearchResult:
     """The grid and one polish, without a study: for what-if questions about the search itself."""
-    evaluated = list(screened(score, rough or score, grid(space)))
+    evaluated = screened(score, rough or score, grid(space, QUICK_CELLS, QUICK_CELLS, shares=(1.0,)))
     evaluated.append(polish(score, space, min(evaluated, key=rank)))
     return SearchResult(best=min(evaluated, key=rank), evaluated=tuple(evaluated))
 
@@ -176,12 +177,17 @@ def rank(candidate: Evaluated) -> tuple[float, float]:
     return max(candidate.score.violation, 0.0), candidate.score.objective
 
 
-def grid(space: Space) -> list[Knobs]:
-    """A coarse grid over everything, at the full length and at half of it; the warm-up at its shortest."""
-    rates = np.geomspace(*space.peak_lr, GRID_RATES)
+def grid(
+    space: Space, num_rates: int = GRID_RATES, num_replays: int = GRID_REPLAYS, shares: tuple[float, ...] = (0.5, 1.0)
+) -> list[Knobs]:
+    """A coarse grid over everything; the warm-up at its shortest.
+
+    Args:      shares: lengths over the longest one.
+    """
+    rates = np.geomspace(*space.peak_lr, num_rates)
     low, high = space.replay_ratio
-    replays = np.linspace(0.0, 1.0, GRID_REPLAYS) ** 2 * (high - low) + low
-    lengths = sorted({space.total_steps[1], max(space.total_steps[1] // 2, space.total_steps[0])})
+    replays = np.linspace(0.0, 1.0, num_replays) ** 2 * (high - low) + low
+    lengths = sorted({max(int(share * space.total_steps[1]), space.total_steps[0]) for share in shares})
     found = [
         Knobs(
             peak_lr=float(rate),
@@ -211,6 +217,18 @@ def _shapes(space: Space) -> list[tuple[Any, float]]:
         else:
             found.append((kind, 0.0))
     return found
+
+
+def at_the_ends(score: ScoreOf, space: Space, candidates: list[Evaluated]) -> list[Evaluated]:
+    """The candidates at their full length and at the ends of the warm-up, which a polish does not move."""
+    warmups = space.warmup_steps or (None,)
+    variants = {
+        replace(candidate.knobs, total_steps=space.total_steps[1], warmup_steps=warmup)
+        for candidate in candidates
+        for warmup in (*warmups, candidate.knobs.warmup_steps)
+    }
+    ordered = sorted(variants, key=repr)  # a set has no order that two runs share
+    return [Evaluated(knobs=knobs, score=score(knobs)) for knobs in ordered]
 
 
 def polish(
