@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cptplan.cost import price_run
+from cptplan.cost import price_run, tokens_within
 from cptplan.hardware import find_hardware
 from cptplan.memory import estimate_memory
 from cptplan.model_shape import ModelShape, shape_from_config
@@ -55,3 +55,26 @@ def test_memory_falls_with_sharding_and_checkpointing(shape, seq_len, devices):
 
     assert total(2 * devices, False) <= total(devices, False)
     assert total(devices, True) <= total(devices, False)
+
+
+@given(shape=shapes(), seq_len=st.integers(1, 10**5), rank=st.integers(1, 8), more=st.integers(1, 8))
+def test_adapters_cost_more_with_their_rank_and_need_less_state_than_all_weights(shape, seq_len, rank, more):
+    small, large = (price_run(shape, 10**9, seq_len, HARDWARE, lora_rank=r) for r in (rank, rank + more))
+    assert large.flops_exact > small.flops_exact
+    assert large.checkpoint_bytes > small.checkpoint_bytes
+    full, lora = (estimate_memory(shape, seq_len=seq_len, strategy="ddp", lora_rank=r) for r in (None, rank))
+    assert lora.gradients_bytes + lora.optimizer_bytes <= full.gradients_bytes + full.optimizer_bytes
+
+
+@given(
+    shape=shapes(),
+    seq_len=st.integers(1, 10**5),
+    budget=st.floats(1e-3, 1e9),
+    kind=st.sampled_from(["flops", "gpu_hours", "usd", "hours"]),
+)
+def test_tokens_within_is_the_inverse_of_the_price(shape, seq_len, budget, kind):
+    tokens = tokens_within(shape, seq_len, HARDWARE, 8, **{kind: budget})
+    cost = price_run(shape, tokens, seq_len, HARDWARE, 8)
+    spent = {"flops": cost.flops_exact, "gpu_hours": cost.gpu_hours, "usd": cost.price_usd,
+             "hours": cost.wall_seconds / 3600}  # fmt: skip
+    assert abs(spent[kind] - budget) <= 1e-9 * budget
