@@ -159,8 +159,8 @@ def other_budgets(knobs: Knobs, space: Space, forecaster: Forecaster, afford: Af
     found = []
     for factor, words in ((0.5, "half the budget"), (2.0, "double the budget")):
         longest = afford.longest(factor)
-        if factor > 1.0 and longest <= space.total_steps[1]:
-            continue  # the pilots support no longer run
+        if longest == space.total_steps[1]:
+            continue  # what the pilots support bounds the run, not the budget
         around = replace(space, total_steps=(max(longest // 4, 1), longest))
         rough = forecaster.rough if forecaster.needs_draws else None
         best = quick_search(forecaster.score, around, rough)

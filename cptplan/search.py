@@ -114,10 +114,18 @@ def search(
     evaluated += tried
     evaluated += at_the_ends(score, space, sorted(evaluated, key=rank)[:POLISHED])
     evaluated += [polish(score, space, candidate) for candidate in sorted(evaluated, key=rank)[:POLISHED]]
+    if min(rank(candidate) for candidate in evaluated)[0] > 0:
+        evaluated += _least_broken(score, rough or score, space, min(evaluated, key=rank))
     best = min(evaluated, key=rank)
     distributions = _distributions(space)
     write_study(storage, study_name, [_as_trial(found, distributions) for found in (*begin, *tried, best)])
     return SearchResult(best=best, evaluated=tuple(evaluated))
+
+
+def _least_broken(score: ScoreOf, rough: ScoreOf, space: Space, nearest: Evaluated) -> list[Evaluated]:
+    """A second look where nothing keeps the constraints: the shortest runs, and what breaks the constraints least."""
+    found = screened(score, rough, grid(space, QUICK_CELLS, QUICK_CELLS, shares=(0.0,)))
+    return [*found, polish(score, space, min([nearest, *found], key=rank), cost=lambda one: one.violation)]
 
 
 def quick_search(score: ScoreOf, space: Space, rough: ScoreOf | None = None) -> SearchResult:
