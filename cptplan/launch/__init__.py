@@ -1,5 +1,6 @@
-"""From a run spec to the files that start it: on this machine, on several nodes, under Slurm."""
+"""From a run spec to the files that start it: here, on clusters, in clouds, and as recipes for other trainers."""
 
-from cptplan.launch.write import TARGETS, LaunchFiles, SlurmOptions, check_target, write_launch
+from cptplan.launch.options import TargetOptions, parse_options
+from cptplan.launch.write import TARGETS, LaunchFiles, check_target, write_launch
 
-__all__ = ["TARGETS", "LaunchFiles", "SlurmOptions", "check_target", "write_launch"]
+__all__ = ["TARGETS", "LaunchFiles", "TargetOptions", "check_target", "parse_options", "write_launch"]

@@ -1,4 +1,4 @@
-"""Settings of accelerate and FSDP2, checked here because accelerate ignores what it does not know."""
+"""Settings of accelerate, FSDP2 and DeepSpeed; FSDP2's are checked, as accelerate ignores what it does not know."""
 
 from __future__ import annotations
 
@@ -87,3 +87,25 @@ def accelerate_config(
     if kind == "FSDP" and settings is not None:
         config["fsdp_config"] = check_fsdp_settings(settings)
     return config
+
+
+def deepspeed_config(
+    *, num_processes: int, num_nodes: int, precision: str, grad_accum_steps: int, max_grad_norm: float
+) -> dict[str, Any]:
+    """The accelerate configuration file of a run under DeepSpeed ZeRO-3, for a trainer that knows it.
+
+    Args:      num_processes: of all nodes together.
+    """
+    config = accelerate_config(num_processes=num_processes, num_nodes=num_nodes, precision=precision, settings=None)
+    settings = {
+        "zero_stage": 3,
+        "gradient_accumulation_steps": grad_accum_steps,
+        "gradient_clipping": max_grad_norm,
+        "offload_optimizer_device": "none",
+        "offload_param_device": "none",
+        "zero3_init_flag": False,
+        "zero3_save_16bit_model": True,
+    }
+    if num_nodes > 1:
+        settings["deepspeed_multinode_launcher"] = "standard"  # each node starts its own, as launch.sh does
+    return {**config, "distributed_type": "DEEPSPEED", "deepspeed_config": settings}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from campaign_files import make_corpora
+from launch_examples import write_shards
 from simple_laws import make_project
 
 from cptplan import final
@@ -29,6 +30,7 @@ def with_plan(workspace, example_plan):
     write_plan(workspace.plans / "abc" / "plan.json", example_plan)
     workspace.set_latest("plans", "abc")
     write_json(workspace.data / "corpora.json", make_corpora(general=10**6, domain=10**6))
+    write_shards(workspace.data, "general", "domain")
     return example_plan
 
 

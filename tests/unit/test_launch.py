@@ -6,38 +6,23 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from launch_examples import CPU, GPU, make_mixed_spec, make_spec, write, write_model, write_shards
 
-from cptplan.errors import ConfigError, StorageError
-from cptplan.hardware import find_hardware
-from cptplan.launch import TARGETS, SlurmOptions, write_launch
-from cptplan.run_spec import RunSpec, read_run_spec
+from cptplan.errors import ConfigError, DataError, StorageError
+from cptplan.files import hash_file, read_json
+from cptplan.launch import TARGETS, parse_options
+from cptplan.run_spec import read_run_spec
 
-GPU = find_hardware("h100-sxm")
-CPU = find_hardware("cpu")
-
-
-def make_spec(**changes):
-    values = {
-        "name": "final-1",
-        "phase": "cpt",
-        "model": {"config": {"model_type": "qwen3"}},
-        "sources": [{"name": "code", "role": "domain", "path": "tokens/code"}],
-        "validation": [{"name": "code", "path": "tokens/code", "num_tokens": 512}],
-        "schedule": {"kind": "constant", "peak_lr": 1e-3, "total_steps": 100},
-        "mixture": {"kind": "constant", "replay_ratio": 0.0},
-        "seq_len": 32,
-        "batch_tokens": 32 * 16,
-        "precision": "bf16",
-    }
-    return RunSpec.parse({**values, **changes}, "test")
+RECIPES = ("llama-factory", "deepspeed", "axolotl", "nemo-automodel", "torchtitan")
 
 
-def write(target, tmp_path, spec=None, **changes):
-    settings = {"hardware": CPU if target == "local" else GPU, "project_dir": tmp_path, "python": "/opt/my env/python"}
-    return write_launch(target, spec or make_spec(), tmp_path / "launch", **{**settings, **changes})
+@pytest.fixture(autouse=True)
+def project(tmp_path):
+    write_shards(tmp_path / "tokens", "general", "code", "law")
+    write_model(tmp_path, pad_token="<pad>")
+    return tmp_path
 
 
 CASES = [
@@ -49,22 +34,44 @@ CASES = [
     ("accelerate", {}),
     ("torchrun", {"num_processes": 8, "strategy": "ddp"}),
     ("torchrun", {"num_processes": 16, "num_nodes": 2}),
-    ("slurm", {"num_processes": 16, "num_nodes": 2, "slurm": SlurmOptions(partition="gpu", account="lab")}),
+    ("slurm", {"num_processes": 16, "num_nodes": 2, "option": ["partition=gpu", "account=lab", "qos=high"]}),
     ("slurm", {"hardware": CPU, "num_processes": 2}),
+    ("skypilot", {"num_processes": 8}),
+    ("skypilot", {"num_processes": 8, "option": ["image=docker:org/image:1", "infra=aws", "spot=false"]}),
+    ("kubernetes", {"num_processes": 16, "num_nodes": 2, "option": ["queue=training", "namespace=lab"]}),
+    ("kubernetes", {"hardware": CPU}),
+    *((target, {"num_processes": n, "num_nodes": nodes}) for target in RECIPES for n, nodes in ((1, 1), (16, 2))),
 ]
+EXTRA_FILES = {
+    "slurm": {"job.sbatch"},
+    "accelerate": {"accelerate.yaml"},
+    "skypilot": {"task.yaml", "node.sh"},
+    "kubernetes": {"jobset.yaml", "node.sh"},
+    "llama-factory": {"llama_factory.yaml", "accelerate.yaml", "sequences.py", "NOTES.md"},
+    "deepspeed": {"llama_factory.yaml", "accelerate.yaml", "sequences.py", "NOTES.md"},
+    "axolotl": {"axolotl.yaml", "sequences.py", "NOTES.md"},
+    "nemo-automodel": {"automodel.yaml", "NOTES.md"},
+    "torchtitan": {"settings.json", "planned_run.py", "sequences.py", "NOTES.md"},
+}
+
+
+def spec_for(target):
+    # axolotl holds weights in bf16 where it computes in it, which is refused
+    return make_mixed_spec(precision="fp32" if target == "axolotl" else "bf16") if target in RECIPES else make_spec()
 
 
 @pytest.mark.parametrize(("target", "changes"), CASES)
 def test_files_are_written_and_bash_takes_the_scripts(target, changes, tmp_path):
-    launch = write(target, tmp_path, **changes)
+    spec = spec_for(target)
+    launch = write(target, tmp_path, spec, **changes)
     assert launch.directory == tmp_path / "launch" / target
     names = {str(path.relative_to(launch.directory)) for path in launch.files}
-    extra = {"slurm": {"job.sbatch"}, "accelerate": {"accelerate.yaml"}}.get(target, set())
-    assert names == {"run/spec.json", "launch.sh", "README.md", *extra}
+    assert names == {"run/spec.json", "manifest.json", "launch.sh", "README.md", *EXTRA_FILES.get(target, ())}
     assert os.access(launch.script, os.X_OK)
-    assert read_run_spec(launch.run_dir / "spec.json") == make_spec()
+    assert read_run_spec(launch.run_dir / "spec.json") == spec
     for path in launch.files:
-        assert str(tmp_path) not in path.read_text()  # the project can be moved
+        if target not in ("skypilot", "kubernetes") or path.suffix != ".yaml":  # other machines know no here
+            assert str(tmp_path) not in path.read_text()  # the project can be moved
         if path.suffix in (".sh", ".sbatch"):
             text = path.read_text()
             assert text.startswith("#!/usr/bin/env bash\n")
@@ -72,6 +79,39 @@ def test_files_are_written_and_bash_takes_the_scripts(target, changes, tmp_path)
             subprocess.run(["bash", "-n", path], check=True)
             if shutil.which("shellcheck"):
                 subprocess.run(["shellcheck", "-s", "bash", path], check=True)
+        if path.suffix == ".py":
+            compile(path.read_text(), path.name, "exec")
+
+
+def test_manifest_names_every_shard_with_its_hash(tmp_path):
+    launch = write("local", tmp_path, make_mixed_spec())
+    manifest = read_json(launch.directory / "manifest.json")
+    assert manifest["spec_hash"] == make_mixed_spec().hash
+    assert manifest["tokenizer_hash"] == "abc"
+    found = [(shard["use"], shard["name"], shard["path"]) for shard in manifest["shards"]]
+    assert found == [
+        *(("train", name, f"tokens/{name}/train.bin") for name in ("general", "code", "law")),
+        *(("validation", name, f"tokens/{name}/validation.bin") for name in ("general", "code")),
+    ]
+    for shard in manifest["shards"]:
+        assert shard["sha256"] == hash_file(tmp_path / shard["path"])
+        assert (shard["num_tokens"], shard["num_documents"], shard["dtype"]) == (2000, 3, "uint16")
+
+
+def test_shard_that_is_missing_cut_or_of_another_tokenizer_is_refused(tmp_path):
+    tokens = tmp_path / "tokens" / "code" / "train.bin"
+    content = tokens.read_bytes()
+    tokens.write_bytes(content[:-2])
+    with pytest.raises(DataError, match="as long as its index says, 4000 bytes; got 3998"):
+        write("local", tmp_path)
+    tokens.unlink()
+    with pytest.raises(DataError, match=r"token shard must be there; got no .*code/train\.bin"):
+        write("local", tmp_path)
+    tokens.write_bytes(content)
+    write_shards(tmp_path / "tokens", "law", tokenizer_hash="other")
+    with pytest.raises(DataError, match="one tokenizer; got abc, other"):
+        write("local", tmp_path, make_mixed_spec())
+    assert not (tmp_path / "launch").exists()
 
 
 def test_every_target_is_tried():
@@ -81,13 +121,13 @@ def test_every_target_is_tried():
 def test_local_on_cpu_never_asks_for_fsdp(tmp_path):
     text = write("local", tmp_path, num_processes=2).script.read_text()
     assert "export ACCELERATE_USE_CPU=true\n" in text
-    assert '--standalone \\\n  --nproc-per-node 2 \\\n  -m executor.train --run-dir "$here/run"' in text
+    assert '--standalone \\\n  --nproc-per-node 2 \\\n  -m executor.train --run-dir "$run_dir"' in text
     assert "FSDP" not in text
 
 
 def test_local_alone_needs_no_launcher(tmp_path):
     text = write("local", tmp_path).script.read_text()
-    assert text.endswith('exec "$python" -m executor.train --run-dir "$here/run"\n')
+    assert text.endswith('exec "$python" -m executor.train --run-dir "$run_dir"\n')
     assert "default_python='/opt/my env/python'\n" in text
     assert 'cd -- "$here/"../..\n' in text
 
@@ -150,19 +190,19 @@ def test_accelerate_on_nodes_needs_rank_and_address(tmp_path):
 def test_slurm_job_expands_the_rank_only_inside_the_task(tmp_path):
     launch = write("slurm", tmp_path, num_processes=16, num_nodes=2)
     job = (launch.directory / "job.sbatch").read_text()
-    for line in ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--cpus-per-task=64", "--requeue"):
+    for line in ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=8", "--requeue"):
         assert f"\n#SBATCH {line}\n" in job
-    task = re.search(r"srun [^']*'([^']*)'\n", job)
+    task = re.search(r"srun [^']*'([^']*)'", job)
     assert task is not None
-    assert '--node-rank "$SLURM_PROCID"' in task[1]
+    assert 'RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE=16 LOCAL_WORLD_SIZE=8' in task[1]
     code = "\n".join(line for line in job.splitlines() if not line.startswith("#"))
     assert code.count("SLURM_PROCID") == task[1].count("SLURM_PROCID") == 1
 
 
 def test_slurm_options_arrive(tmp_path):
-    options = SlurmOptions(time_limit="2-00:00:00", partition="gpu", account="lab", cpus_per_node=12)
-    job = (write("slurm", tmp_path, num_processes=8, slurm=options).directory / "job.sbatch").read_text()
-    for line in ("--time=2-00:00:00", "--partition=gpu", "--account=lab", "--cpus-per-task=12"):
+    options = ["time_limit=2-00:00:00", "partition=gpu", "account=lab", "cpus_per_node=16", "qos=low"]
+    job = (write("slurm", tmp_path, num_processes=8, option=options).directory / "job.sbatch").read_text()
+    for line in ("--time=2-00:00:00", "--partition=gpu", "--account=lab", "--cpus-per-task=2", "--qos=low"):
         assert f"\n#SBATCH {line}\n" in job
 
 
@@ -189,7 +229,12 @@ def test_layer_class_unknown_is_left_to_the_model(model, tmp_path):
         ("torchrun", {"num_processes": 3}, "batch_tokens must be a multiple"),
         ("local", {"num_processes": 2, "num_nodes": 2}, "num_nodes must be 1"),
         ("accelerate", {"hardware": CPU}, "must be an accelerator"),
-        ("slurm", {"slurm": SlurmOptions(partition="gpu\n#SBATCH --x")}, "partition must be one word"),
+        ("axolotl", {"hardware": CPU}, "must be an accelerator for target axolotl"),
+        ("slurm", {"options": parse_options("local", [])}, "options must be SlurmOptions for target slurm"),
+        ("skypilot", {"options": parse_options("skypilot", [])}, "either bucket or volume; got neither"),
+        ("skypilot", {"option": ["volume=v"]}, "either bucket or volume; got both"),
+        ("skypilot", {"num_processes": 2, "num_nodes": 2}, "num_nodes must be 1 for skypilot with a bucket"),
+        ("accelerate", {"allow_loss_of": ["anchor"]}, "must name what accelerate loses of this run; got 'anchor'"),
     ],
 )
 def test_launch_that_cannot_work_is_refused(target, changes, match, tmp_path):
@@ -206,12 +251,3 @@ def test_started_run_of_another_spec_is_kept(tmp_path):
     with pytest.raises(StorageError, match="started run of another"):
         write("local", tmp_path, make_spec(seed=2))
     assert read_run_spec(launch.run_dir / "spec.json").seed == 1
-
-
-def test_paths_with_spaces_and_quotes_are_safe(tmp_path):
-    project = tmp_path / "it's a $project"
-    project.mkdir()
-    launch = write_launch("local", make_spec(), Path(project / "out put"), hardware=CPU, project_dir=project,
-                          python="/bin/echo")  # fmt: skip
-    done = subprocess.run(["bash", launch.script], capture_output=True, text=True, check=True, cwd="/")
-    assert done.stdout == f"-m executor.train --run-dir {launch.run_dir}\n"
