@@ -114,6 +114,13 @@ def finish_torchrun(launcher: subprocess.Popen[str]) -> tuple[int, str]:
     return launcher.returncode, said
 
 
+def worker(launcher: subprocess.Popen[str], rank: int) -> int:
+    """Process id of one of torchrun's workers."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    of_rank = [int(pid) for pid in children if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text()]
+    return of_rank[0]
+
+
 def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "export" / f"step-{step}" / "model.safetensors")
 

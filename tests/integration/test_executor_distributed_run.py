@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -266,12 +268,12 @@ FAILURES = (
 
 @pytest.fixture(scope="module")
 def failing(root):
-    """Runs that go wrong, started together because they mostly wait: directory, processes and what is expected."""
+    """Runs that go wrong, all at a time because they mostly wait: directory, exit codes to come, what is expected."""
     runs.write_shard(root / "large", "validation", runs.toy_tokens(100, rule=1, seed=1), vocab_size=65)
     runs.write_shard(root / "torn", "train", runs.toy_tokens(1000, rule=1, seed=1))
     index = root / "torn" / "train.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "sha256": "abc"}))
-    started = {}
+    started, watching = {}, ThreadPoolExecutor(len(FAILURES))
     for kind in FAILURES:
         changes, prepare, code, words = spec_that_fails(root, kind)
         run_dir = runs.write_run(root / f"fails-{kind.replace(' ', '-')}", runs.make_spec(root, **changes))
@@ -280,14 +282,15 @@ def failing(root):
             marker.parent.mkdir(parents=True)
             marker.write_text(json.dumps({"spec_hash": "another", "files": {}}))
         ranks = several.start_ranks(run_dir, "hsdp" if kind == "sizes of hsdp" else "ddp", 2, prepare)
-        started[kind] = (run_dir, ranks, code, words)
-    return started
+        started[kind] = (run_dir, watching.submit(several.finish_ranks, ranks), code, words)
+    with watching:
+        return started
 
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_failure_ends_all_processes_with_one_line(failing, kind):
-    run_dir, ranks, code, words = failing[kind]
-    codes = several.finish_ranks(ranks)
+    run_dir, ended, code, words = failing[kind]
+    codes = ended.result()
     assert all(codes), codes
     assert code in codes
     lines = runs.said(run_dir).splitlines()
@@ -295,3 +298,55 @@ def test_failure_ends_all_processes_with_one_line(failing, kind):
     assert len([line for line in lines if words in line]) == 1, lines
     assert not any("Traceback" in line for line in lines), lines
     assert not (run_dir / "result.json").exists()
+
+
+def test_torchrun_ends_with_the_one_line_of_the_first_process(root, failing):
+    """What the processes say when a user starts them; the launcher itself adds a traceback of its own."""
+    spec = runs.make_spec(root, **spec_that_fails(root, "torn shard")[0])
+    code, said = several.finish_torchrun(several.start_torchrun(runs.write_run(root / "fails-torchrun", spec)))
+    assert code != 0
+    lines = said.splitlines()
+    assert len([line for line in lines if line.startswith("error: token file must have the SHA-256")]) == 1
+    assert not any("executor" in line for line in lines if line.strip().startswith("File ")), said
+
+
+def test_signals_to_one_process_save_all_and_the_run_goes_on(root, ddp):
+    """SIGUSR1 under torchrun, then SIGTERM, then to the end: bit for bit the run that nothing disturbed."""
+    run_dir = runs.write_run(root / "stopped", long_spec(root))
+    launcher = several.start_torchrun(run_dir)
+    log = run_dir / "metrics.jsonl"
+    limit = time.monotonic() + several.LAUNCH_SECONDS
+    while not (log.exists() and '"step": 3,' in log.read_text()):
+        assert launcher.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+    os.kill(several.worker(launcher, rank=1), signal.SIGUSR1)
+    code, said = several.finish_torchrun(launcher)
+    assert code != 0
+    assert "error:" not in said
+    stopped_at = checkpoints_of(run_dir)[-1]
+    progress = json.loads((run_dir / "progress.json").read_text())
+    assert (progress["message"], progress["done"]) == ("stopped", stopped_at)
+    assert several.train_ranks(run_dir, "ddp", 2, partial(signal_at, stopped_at + 2)) == [128 + signal.SIGTERM] * 2
+    assert checkpoints_of(run_dir)[-1] == stopped_at + 3  # the step in which the signal came is finished
+    assert several.train_ranks(run_dir, "ddp") == [0, 0]
+    assert runs.metrics(run_dir) == runs.metrics(ddp)
+    assert (run_dir / "curve.csv").read_bytes() == (ddp / "curve.csv").read_bytes()
+
+
+def checkpoints_of(run_dir):
+    return sorted(int(path.name.removeprefix("step-")) for path in (run_dir / "checkpoints").glob("step-*"))
+
+
+def signal_at(step: int) -> None:
+    """SIGTERM to the first process as it begins a step."""
+    from executor import loop
+
+    train_step = loop.Trainer.step
+
+    def stopped(self, requests):
+        if self.position.step == step and os.environ["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self, requests)
+
+    loop.Trainer.step = stopped
