@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from record import LOG, ROOT, Goal, start, write_record
 from training_contestants import LR, MANY_STEPS, Job
 
@@ -51,6 +50,7 @@ POLL_SECONDS = 0.001
 STEP_MARK = b'"train_loss"'  # in the line of a step
 START_LIMIT_SECONDS = 600.0
 BARE_TARGET, TRAINER_TARGET, DATA_TARGET = 0.98, 1.15, 0.02
+WARM_UP_STEPS = 3  # that are not counted
 SAMPLES, LEVEL = 2000, 0.9  # of the bootstrap over rounds
 
 
@@ -65,6 +65,15 @@ class Entry:
     def name(self) -> str:
         """Such as "bare compiled"."""
         return f"{self.who} {'compiled' if self.compile else 'eager'}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One step of a turn, on average."""
+
+    seconds: float
+    cpu_seconds: float
+    """Of all threads: less shaken by other programs; of several threads it also counts those that wait."""
 
 
 class Racer:
@@ -85,14 +94,14 @@ class Racer:
         """Wait for the first line; seconds since the process was started."""
         return self._await_steps(1) - self._started
 
-    def run_steps(self, steps: int) -> float:
-        """Go on, leave the step in which it was stopped, and measure the next ones; seconds of one step."""
+    def run_steps(self, steps: int) -> Turn:
+        """Go on, leave the step in which it was stopped, and measure the next ones."""
         begun = self._count()
         self._signal(signal.SIGCONT)
-        first = self._await_steps(begun + 1)
-        last = self._await_steps(begun + 1 + steps)
+        first, first_cpu = self._await_steps(begun + 1), self._cpu_seconds()
+        last, last_cpu = self._await_steps(begun + 1 + steps), self._cpu_seconds()
         self._signal(signal.SIGSTOP)
-        return (last - first) / steps
+        return Turn(seconds=(last - first) / steps, cpu_seconds=(last_cpu - first_cpu) / steps)
 
     def pause(self) -> None:
         """Stand still."""
@@ -109,6 +118,11 @@ class Racer:
         lines = [json.loads(line) for line in self.steps_file.read_text(encoding="utf-8").splitlines()[1:-1]]
         shares = [line["data_seconds"] / step_seconds(line) for line in lines if "data_seconds" in line]
         return float(np.median(shares)) if shares else None
+
+    def _cpu_seconds(self) -> float:
+        """Of all threads so far."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _signal(self, number: signal.Signals) -> None:
         os.killpg(self._process.pid, number)
@@ -142,6 +156,8 @@ def main() -> None:
     """Measure and write."""
     options = parse()
     start()
+    # stopped processes would be left behind otherwise
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         corpus = pack_corpus(work / "corpora")
@@ -215,22 +231,19 @@ def race(size: str, corpus: Path, work: Path, options: argparse.Namespace) -> di
                 starts[entry.name].append(racer.seconds_to_first_step())
                 LOG.info("%s %s: %.1f s to the first step", size, entry.name, starts[entry.name][-1])
                 racer.pause() if number == options.starts - 1 else racers.pop().end()
-        steps = {racer: max(1, round(options.turn_seconds / warm_up(racer))) for racer in racers}
-        seconds: dict[str, list[float]] = {entry.name: [] for entry in entries}
+        steps = {
+            racer: max(1, round(options.turn_seconds / racer.run_steps(WARM_UP_STEPS).seconds)) for racer in racers
+        }
+        turns: dict[str, list[Turn]] = {entry.name: [] for entry in entries}
         for number in range(options.rounds):
             for racer in order.sample(racers, len(racers)):
-                seconds[racer.entry.name].append(racer.run_steps(steps[racer]))
+                turns[racer.entry.name].append(racer.run_steps(steps[racer]))
             if number % 10 == 9:
                 LOG.info("%s: round %d of %d", size, number + 1, options.rounds)
     finally:
         for racer in racers:
             racer.end()
-    return summary(size, options, starts, seconds, {racer.entry.name: racer for racer in racers})
-
-
-def warm_up(racer: Racer) -> float:
-    """A few steps that are not counted; seconds of one."""
-    return racer.run_steps(3)
+    return summary(size, options, starts, turns, {racer.entry.name: racer for racer in racers})
 
 
 def launch(entry: Entry, size: str, corpus: Path, work: Path, options: argparse.Namespace) -> Racer:
@@ -296,45 +309,44 @@ def summary(
     size: str,
     options: argparse.Namespace,
     starts: dict[str, list[float]],
-    seconds: dict[str, list[float]],
+    turns: dict[str, list[Turn]],
     racers: dict[str, Racer],
 ) -> dict[str, Any]:
     """Speeds, ratios of the rounds, starts and shares of reading."""
-    kinds = [(kind, f"ours {kind}") for kind in options.kinds]
     return {
         "model": model_config(size),
         "num_params": count_params(size),
         "contestants": {
             name: {
-                "tokens_per_second": options.batch_tokens / float(np.median(found)),
-                "tokens_per_second_best": options.batch_tokens / min(found),
+                "tokens_per_second": options.batch_tokens / float(np.median([turn.seconds for turn in found])),
+                "tokens_per_second_best": options.batch_tokens / min(turn.seconds for turn in found),
+                "cpu_seconds_per_step": float(np.median([turn.cpu_seconds for turn in found])),
                 "seconds_to_first_step": float(np.median(starts[name])),
                 "data_share": racers[name].data_share(),
-                "step_seconds": [round(value, 5) for value in found],
+                "step_seconds": [round(turn.seconds, 5) for turn in found],
             }
-            for name, found in seconds.items()
+            for name, found in turns.items()
         },
         "ratios": {
-            f"{ours} / {other} {kind}": ratio(np.array(seconds[f"{other} {kind}"]), np.array(seconds[ours]))
-            for kind, ours in kinds
+            f"ours / {other} {kind}": ratio(turns[f"{other} {kind}"], turns[f"ours {kind}"])
+            for kind in options.kinds
             for other in ("bare", "trainer")
         },
     }
 
 
-def ratio(other: NDArray[np.float64], ours: NDArray[np.float64]) -> dict[str, float]:
-    """How many times faster we are: median over rounds of the ratio of seconds, with a bootstrap interval.
-
-    Args:      other, ours: seconds of a step in every round, shape (rounds,).
-    """
-    by_round = other / ours
+def ratio(others: list[Turn], ours: list[Turn]) -> dict[str, float]:
+    """How many times faster we are: median over rounds of the ratio of seconds, with a bootstrap interval."""
+    by_round = np.array([other.seconds / our.seconds for other, our in zip(others, ours, strict=True)])
+    by_cpu = [other.cpu_seconds / our.cpu_seconds for other, our in zip(others, ours, strict=True)]
     drawn = np.random.default_rng(0).integers(0, len(by_round), (SAMPLES, len(by_round)))
     low, high = np.quantile(np.median(by_round[drawn], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {
         "median": float(np.median(by_round)),
         "low": float(low),
         "high": float(high),
-        "of_best_rounds": float(other.min() / ours.min()),
+        "of_best_rounds": min(turn.seconds for turn in others) / min(turn.seconds for turn in ours),
+        "of_cpu_seconds": float(np.median(by_cpu)),
     }
 
 
