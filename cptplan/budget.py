@@ -99,11 +99,12 @@ def budget_limits(project: Project, runs_dir: Path | None = None) -> tuple[Budge
                that is not on this machine.
     """
     amounts = project.budget.amounts
-    found = [
-        BudgetLimit(
-            name="budget.tokens", amount=amounts["tokens"], tokens=amounts["tokens"], basis="assumed", source="as given"
+    found = []
+    if "tokens" in amounts:
+        tokens = amounts["tokens"]
+        found.append(
+            BudgetLimit(name="budget.tokens", amount=tokens, tokens=tokens, basis="assumed", source="as given")
         )
-    ] * ("tokens" in amounts)
     priced = {key: amounts[key] for key in COST_KEYS if key in amounts}
     if priced:
         rates = budget_rates(project, runs_dir)

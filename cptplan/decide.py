@@ -95,7 +95,8 @@ def forecaster(
     """The fitted laws with the project's starts and goal; changes are measured against the last start, the base."""
     curves = read_curve_directory(workspace.curves)
     specs = pilot_specs(project, str(workspace.data.resolve()))
-    starts = {start.name: _start_state(start, specs, curves, laws) for start in project.model.starts}
+    alone = len(project.model.starts) == 1
+    starts = {s.name: _start_state(s, specs, curves, laws, alone=alone) for s in project.model.starts}
     goal, repeats = project.goal, project.budget.max_epochs > 1.0
     return Forecaster(
         laws={name: with_assumed_repetition(law) for name, law in laws.items()} if repeats else laws,
@@ -126,15 +127,24 @@ def _tokens_there(project: Project, workspace: Workspace) -> dict[str, float]:
 
 
 def _start_state(
-    start: Start, specs: Sequence[RunSpec], curves: Mapping[str, LossCurve], laws: Mapping[str, FittedLaw]
+    start: Start,
+    specs: Sequence[RunSpec],
+    curves: Mapping[str, LossCurve],
+    laws: Mapping[str, FittedLaw],
+    *,
+    alone: bool,
 ) -> StartState:
-    """Losses of a checkpoint before CPT, from step 0 of a run that began there: a pilot, or a curve of its parent."""
+    """Losses of a checkpoint before CPT, from step 0 of a run that began there: a pilot, or a curve of its parent.
+
+    Args:      alone: there is no other start, so that curves without a parent began here.
+    """
     own = [curves[spec.name] for spec in specs if spec.model.path == start.path and spec.name in curves]
     brought = [
         curve
         for curve in curves.values()
         if curve.record.phase == "cpt"
         and (curve.record.parent, curve.record.parent_step) == (start.parent, start.parent_step)
+        and (start.parent is not None or alone)
     ]
     for curve in own or brought:
         if curve.steps[0] == 0 and all(name in curve.losses for name in laws):

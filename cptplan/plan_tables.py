@@ -7,9 +7,9 @@ from cptplan.pareto import Front, by_length, in_words, spread_out
 from cptplan.plan import Alternative, Plan, PlannedRun
 from cptplan.tables import Row, interval
 
-LIMIT_COLUMNS = ("limit", "used", "allowed", "unit", "holds it back", "known by")
+LIMIT_COLUMNS = ("limit", "used", "allowed", "unit", "binds", "known by")
 KNOB_COLUMNS = ("knob", "20 % less", "20 % more")
-OTHER_COLUMNS = ("instead", "peak lr", "replay", "steps", "decay", "start", "objective less the plan's")
+OTHER_COLUMNS = ("instead", "peak lr", "replay", "steps", "decay", "against the plan")
 SHOWN = 5  # runs of each length; all are in the CSV
 FRONT_COLUMNS = ("tokens", "usd", "peak lr", "replay", "decay", "start", "general", "domain")
 
@@ -51,7 +51,6 @@ def _other_row(one: Alternative) -> Row:
         replay_words(run),
         f"{run.total_steps:,}",
         decay_words(run),
-        run.start,
         interval(one.difference, signed=True),
     )
 

@@ -97,6 +97,6 @@ def show_plan(screen: Screen, plan: Plan) -> None:
     screen.say(f"Against the rule of thumb: {interval(plan.gain, signed=True)} nats of the objective to gain.")
     screen.table("What limits it", plan_tables.LIMIT_COLUMNS, plan_tables.limit_rows(plan))
     screen.table("What each knob costs, nats of the objective", plan_tables.KNOB_COLUMNS, plan_tables.knob_rows(plan))
-    screen.table("Instead", plan_tables.OTHER_COLUMNS, plan_tables.other_rows(plan))
+    screen.table("Instead (objective, nats: + is worse)", plan_tables.OTHER_COLUMNS, plan_tables.other_rows(plan))
     for line in plan_tables.reason_lines(plan):
         screen.say(f"note: {line}")

@@ -63,6 +63,22 @@ def test_override(path, override, read, value):
     assert read(read_project(path, [override])) == value
 
 
+@pytest.mark.parametrize(
+    ("override", "read", "value"),
+    [
+        ("goal.max_general_increase=3%", lambda p: p.goal.max_general_increase, 0.03),
+        ("goal.max_general_increase=2.5 %", lambda p: p.goal.max_general_increase, 0.025),
+        ("goal.confidence=95%", lambda p: p.goal.confidence, 0.95),
+        ("goal.risk=cvar:0.8", lambda p: p.goal.cvar, 0.8),
+        ("goal.risk=mean", lambda p: p.goal.cvar, None),
+        ("budget={usd: 100, deadline_hours: 3}", lambda p: p.budget.amounts, {"usd": 100.0, "deadline_hours": 3.0}),
+        ("search.schedules=[wsd, cosine]", lambda p: p.search.schedules, ("wsd", "cosine")),
+    ],
+)
+def test_goal_budget_and_search(path, override, read, value):
+    assert read(read_project(path, [override])) == value
+
+
 def test_later_override_wins(path):
     assert read_project(path, ["seed=1", "seed=2"]).seed == 2
 
@@ -97,6 +113,18 @@ def test_example_names_only_known_keys_and_checks_out():
         (["budget.tokens=2047"], "budget.tokens must be at least a pilot's tokens, 2048; got 2047"),
         (["model.starts=[{name: a, path: x}, {name: a, path: y}]"], "model.starts must have different names; got a, a"),
         (["data.validation_share=0.9"], "validation_share must be at most 0.5; got 0.9"),
+        (["budget={hardware: h100-sxm}"], "budget must give an amount; got none of tokens, flops, gpu_hours, usd"),
+        (["budget.usd=-1"], "budget.usd must be greater than 0; got -1"),
+        (["budget.max_epochs=0.5"], "budget.max_epochs must be at least 1; got 0.5"),
+        (["goal.max_general_increase=-3%"], "goal.max_general_increase must be a number; got '-3%'"),
+        (["goal.confidence=120%"], "goal.confidence must be less than 1; got"),
+        (["goal.risk=cvar:2"], "goal.risk must be mean or cvar:<share>; got 'cvar:2'"),
+        (["goal.risk=worst"], "goal.risk must be mean or cvar:<share>; got 'worst'"),
+        (["search.schedules=[]"], "search.schedules must have 1 or more entries"),
+        (
+            ["search.schedules=[cosin]"],
+            "search.schedules.0 must be 'constant', 'wsd', 'cosine' or 'linear'; got 'cosin'",
+        ),
         (["pilot.precision=fp16"], "precision must be 'fp32' or 'bf16'; got 'fp16'"),
     ],
 )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from campaign_files import make_corpora, make_curve, write_pilots
+from command_line import model_config
 from simple_laws import LAWS, make_project
 
 from cptplan import decide
 from cptplan.curves import LossCurve, write_curve
 from cptplan.errors import ConfigError, CurveError, PoorFitError
 from cptplan.files import read_json, write_json
+from cptplan.model_shape import read_model_shape
 from cptplan.workspace import Workspace
 
 
@@ -183,6 +187,7 @@ def planned(project, workspace, monkeypatch, example_plan):
     monkeypatch.setattr(decide, "make_plan", plan)
     monkeypatch.setattr(decide, "read_fit", lambda _: {})
     monkeypatch.setattr(decide, "forecaster", lambda *_: None)
+    write_pilots(project, workspace)
     workspace.set_latest("fits", "abc")
     return asked
 
@@ -197,7 +202,16 @@ def test_plan_of_the_same_goal_is_found(project, workspace, planned, example_pla
 
 
 @pytest.mark.parametrize(
-    "override", ["budget.tokens=9999", "goal.max_general_increase=0.1", "goal.confidence=0.5", "budget.num_devices=2"]
+    "override",
+    [
+        "budget.tokens=9999",
+        "budget.max_epochs=2",
+        "goal.max_general_increase=0.1",
+        "goal.confidence=0.5",
+        "goal.risk=cvar:0.9",
+        "budget.num_devices=2",
+        "search.extrapolate=true",
+    ],
 )
 def test_plan_of_another_goal_is_another(tmp_path, project, workspace, planned, override):
     weights = {"general": 0.4, "domain": 0.6}
@@ -206,3 +220,79 @@ def test_plan_of_another_goal_is_another(tmp_path, project, workspace, planned, 
     other, _ = decide.optimize(project, workspace, {"general": 0.5, "domain": 0.5})
     assert len({first, again, other}) == 3
     assert workspace.latest("plans") == other
+
+
+def test_plan_of_another_sampler_or_storage_is_another(tmp_path, project, workspace, planned):
+    weights = {"general": 0.4, "domain": 0.6}
+    names = {
+        decide.optimize(project, workspace, weights, **options)[0]
+        for options in ({}, {"sampler": "qmc"}, {"trials": 7}, {"storage": str(tmp_path / "other.journal")})
+    }
+    assert len(names) == 4
+
+
+def test_curves_from_elsewhere_tell_a_start_by_its_parent(tmp_path, workspace):
+    parents = "{name: stable, path: a, parent: base, parent_step: 4}, {name: annealed, path: b, parent: base}"
+    project = make_project(tmp_path, f"model.starts=[{parents}]")
+    write_curve(workspace.curves, make_curve("base", phase="pretrain"))
+    write_curve(workspace.curves, make_curve("theirs-1", parent="base", parent_step=4))
+    with pytest.raises(ConfigError, match="start 'annealed' must have a pilot"):
+        decide.forecaster(project, workspace, LAWS, {"general": 1.0})
+    write_curve(workspace.curves, make_curve("theirs-2", parent="base"))
+    ready = decide.forecaster(project, workspace, LAWS, {"general": 1.0})
+    assert (len(ready.starts["stable"].pretrain_lr), len(ready.starts["annealed"].pretrain_lr)) == (4, 8)
+
+
+def test_goal_reaches_the_forecaster(tmp_path, workspace):
+    project = make_project(
+        tmp_path,
+        "goal={max_general_increase: 3%, max_forgetting_ratio: 1.1, max_general_loss: 3.2, confidence: 80%, "
+        "risk: 'cvar:0.7'}",
+    )
+    write_pilots(project, workspace)
+    ready = decide.forecaster(project, workspace, LAWS, {"general": 0.4, "domain": 0.6})
+    assert (ready.max_general_increase, ready.max_forgetting_ratio, ready.max_general_loss) == (0.03, 1.1, 3.2)
+    assert (ready.confidence, ready.cvar) == (0.8, 0.7)
+
+
+def fitted_on(**changes):
+    return {"general": replace(LAWS["general"], support=LAWS["general"].support.model_copy(update=changes))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_tokens": 512}, r"fit must be of the project's batch, 256 tokens; got 512 in fits/abc"),
+        ({"num_params": (9e9, 9e9)}, r"fit must be of the project's model, [\d,]+ parameters; got 9,000,000,000"),
+    ],
+)
+def test_fit_of_another_batch_or_model_is_refused(tmp_path, workspace, changes, message):
+    project = make_project(tmp_path, f"model.starts=[{{name: base, path: '{tmp_path / 'base'}'}}]")
+    (tmp_path / "base").mkdir()
+    write_json(tmp_path / "base" / "config.json", model_config(512))
+    with pytest.raises(ConfigError, match=message):
+        decide.check_fit_belongs(project, workspace, fitted_on(**changes), Path("fits/abc"))
+    size = read_model_shape(tmp_path / "base").non_embedding_params
+    write_pilots(project, workspace)
+    same = fitted_on(batch_tokens=256, num_params=(size, size))
+    decide.check_fit_belongs(project, workspace, same, Path("fits/abc"))
+
+
+def test_curves_of_another_tokenizer_are_refused(project, workspace):
+    write_curve(workspace.curves, make_curve("pilot-01", tokenizer="0123456789ab"))
+    write_json(workspace.data / "corpora.json", {"tokenizer": {"hash": "ba9876543210"}})
+    with pytest.raises(ConfigError, match="tokenizer, ba9876543210; got 0123456789ab for pilot-01"):
+        decide.check_fit_belongs(project, workspace, {}, Path("fits/abc"))
+    write_curve(workspace.curves, make_curve("pilot-01", tokenizer="/models/base"))  # an old record: a place, no hash
+    decide.check_fit_belongs(project, workspace, {}, Path("fits/abc"))
+
+
+def test_out_of_domain_sets_of_the_fit_may_have_weights(project):
+    sets = ("general", "domain", "math")
+    assert decide.goal_weights(project, "general=0.4", sets) == pytest.approx({"general": 0.4, "domain": 0.6})
+    found = decide.goal_weights(project, "general=0.3,math=0.2", sets)
+    assert found == pytest.approx({"general": 0.3, "math": 0.2, "domain": 0.5})
+    with pytest.raises(ConfigError, match="weights must name a validation set; got 'maths'"):
+        decide.goal_weights(project, "maths=0.2", sets)
+    with pytest.raises(ConfigError, match="weights must name a validation set; got 'math'"):
+        decide.goal_weights(project, "math=0.2", ("general", "domain"))

@@ -108,7 +108,7 @@ def test_plan_shows_choice_beside_rule_of_thumb(example_plan):
     rows = {label: cells for label, *cells in plan_rows(example_plan)}
     assert rows["replay ratio"][1] == "30.0%"
     assert rows["peak learning rate"] == [f"{example_plan.chosen.peak_lr:.3g}", "0.0003"]
-    assert rows["linear decay"][1] == "last 90%"
+    assert rows["decay"][1] == "last 90%, linear"
     tokens = example_plan.chosen.total_steps * example_plan.batch_tokens
     assert rows["tokens"][0] == f"{tokens / 1e6:,.2f} M"
     assert rows["loss_domain"][0].startswith(f"{example_plan.chosen.losses['domain'].mean:.3f} [")
