@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from cptplan.forecast import Forecaster, Outlook
 from cptplan.knobs import Knobs, Space
 from cptplan.plan import Plan
 from cptplan.plan_reasons import supported
-from cptplan.search import grid, pareto, screened
+from cptplan.search import grid, pareto
 
 LENGTHS = 4  # shares of the longest run: a quarter, a half, three quarters, all
 POINTS = 10  # of each length
+LAYERS = 4  # fronts that are asked for their draws: behind a run that breaks a limit stands one that keeps it
 COLUMNS = (
     *("tokens", "gpu_hours", "usd", "peak_lr", "replay_ratio", "end_replay", "total_steps", "warmup_steps", "schedule"),
     *("decay_share", "start", "set", "general", "general_low", "general_high", "domain", "domain_low", "domain_high"),
@@ -78,13 +79,23 @@ def _of_length(forecaster: Forecaster, space: Space, domain: str) -> dict[Knobs,
     """Losses and tokens of the runs of one length that some weight would choose and that keep the constraints."""
     rough = {knobs: forecaster.rough(knobs) for knobs in grid(space, shares=(1.0,))}
     losses = {k: (s.losses["general"], s.losses[domain]) for k, s in rough.items() if s.violation <= 0}
+    if forecaster.needs_draws:
+        losses = _allowed(forecaster, losses)
     if not losses:
         return {}
     front = pareto(losses)
     kept = [front[i] for i in supported([losses[knobs] for knobs in front], POINTS)]
-    if forecaster.needs_draws:
-        kept = [e.knobs for e in screened(forecaster.score, forecaster.score, kept) if e.score.violation <= 0]
     return {k: (*losses[k], float(k.total_steps)) for k in kept}
+
+
+def _allowed(forecaster: Forecaster, losses: Mapping[Knobs, tuple[float, float]]) -> dict[Knobs, tuple[float, float]]:
+    """The runs of the first fronts, one behind the other, that keep the limits in the asked share of the draws."""
+    left, found = dict(losses), {}
+    for _ in range(LAYERS):
+        layer = pareto(left)
+        found |= {knobs: left[knobs] for knobs in layer if forecaster.score(knobs).violation <= 0}
+        left = {knobs: numbers for knobs, numbers in left.items() if knobs not in layer}
+    return found
 
 
 def write_front(directory: Path, front: Front, plan: Plan) -> None:
