@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cptplan import __version__, cost_verb, dynamics_verb, law_verbs, plan_verbs, run_verbs
+from cptplan import __version__, advise_verb, cost_verb, dynamics_verb, law_verbs, plan_verbs, run_verbs
 from cptplan.console import Screen
 from cptplan.errors import CptplanError
 
@@ -314,3 +314,4 @@ def status(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
 law_verbs.register(app)
 run_verbs.register(app)
 dynamics_verb.register(app)
+advise_verb.register(app)

@@ -226,27 +226,30 @@ def critical_point(setting: Setting, set_name: str, history: RunHistory) -> Crit
 
 
 def start_effect(setting: Setting, other: str) -> StartEffect:
-    """Final losses from another start less those from the setting's, at the same schedule and replay ratio.
+    """Final losses from another start less those from the setting's, at the same schedule and replay ratio."""
+    there, here = (setting.history(start, setting.replay_ratio) for start in (other, setting.start))
+    losses, weighted = difference(setting.laws, there, here, setting.weights, setting.level)
+    return StartEffect(start=other, losses=losses, weighted=weighted)
+
+
+def difference(
+    laws: Mapping[str, LossModel], there: RunHistory, here: RunHistory, weights: Mapping[str, float], level: float = 0.9
+) -> tuple[dict[str, Interval], Interval]:
+    """Final losses of one run less those of another, nats per token, by set and weighted.
 
     What the fits do not know moves both runs alike; what each run has of its own does not, and is added.
     """
-    there, here = (setting.history(start, setting.replay_ratio) for start in (other, setting.start))
     means: dict[str, float] = {}
     draws: dict[str, FloatArray] = {}
-    for number, (name, model) in enumerate(setting.laws.items()):
-        end = np.array([len(here.lr)])
-        one, two = float(model.mean(there, end)[0]), float(model.mean(here, end)[0])
-        shared = draw(model, there, end, number)[:, 0] - draw(model, here, end, number)[:, 0]
+    for number, (name, model) in enumerate(laws.items()):
+        first, second = np.array([len(there.lr)]), np.array([len(here.lr)])
+        one, two = float(model.mean(there, first)[0]), float(model.mean(here, second)[0])
+        shared = draw(model, there, first, number)[:, 0] - draw(model, here, second, number)[:, 0]
         own = np.random.default_rng([3, number]).standard_normal(len(shared))
         means[name] = one - two
         draws[name] = shared + own_error(model) * np.hypot(one, two) * own
-    return StartEffect(
-        start=other,
-        losses={name: interval(means[name], draws[name], setting.level) for name in means},
-        weighted=interval(
-            float(_weigh(means, setting.weights)), np.asarray(_weigh(draws, setting.weights)), setting.level
-        ),
-    )
+    weighted = interval(float(_weigh(means, weights)), np.asarray(_weigh(draws, weights)), level)
+    return {name: interval(means[name], draws[name], level) for name in means}, weighted
 
 
 def replay_by_weight(setting: Setting, weights: Sequence[float] = REPLAY_WEIGHTS) -> tuple[ReplayChoice, ...]:

@@ -143,7 +143,8 @@ def law_question(law: str, weights: str | None, asked: Asked, out: Path, level: 
     steps = LONGER_THAN_PILOTS * fitted[0].support.longest_steps if fitted else PUBLISHED_STEPS
     if asked.horizon_tokens is not None:
         steps = max(round(asked.horizon_tokens / (batch or 1)), 1)
-    peak_lr = asked.peak_lr or (fitted[0].support.peak_lr[1] if fitted else find_published(law).peak_lr)
+    peak_lr = fitted[0].support.peak_lr[1] if fitted else find_published(law).peak_lr
+    peak_lr = peak_lr if asked.peak_lr is None else asked.peak_lr
     decay = DECAY_SHARE if asked.decay_share is None else asked.decay_share
     _check_numbers(peak_lr, replay, decay)
     schedule = run_schedule(peak_lr=peak_lr, total_steps=steps, warmup_steps=0, decay_share=decay)
