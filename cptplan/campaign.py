@@ -154,7 +154,8 @@ def _was_preempted(ended: _Live) -> bool:
     Told by what it left, because torchrun does not pass on the exit code of its processes.
     """
     done, message = _progress(ended.job.run_dir)
-    return ended.process.returncode != 0 and message == STOPPED and done > ended.done
+    # fewer steps than at the start are those after a checkpoint that the kill of an earlier start has cost
+    return ended.process.returncode != 0 and message == STOPPED and done != ended.done
 
 
 def _check_ended(ended: _Live) -> None:

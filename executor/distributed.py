@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -56,7 +57,11 @@ def open_accelerator(spec: RunSpec, run_dir: Path) -> Accelerator:
     check_processes(accelerator)
     if accelerator.is_fsdp2:
         # the spec decides, through the model's own checkpointing; doing both would recompute twice
-        accelerator.state.fsdp_plugin.activation_checkpointing = False
+        plugin = accelerator.state.fsdp_plugin
+        plugin.activation_checkpointing = False
+        if plugin.mixed_precision_policy is not None:
+            # accelerate would add up the gradients of all processes in bf16; DDP does it in fp32, and so does this
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
         # accelerate ignores misspelt keys of fsdp_config, so say what arrived
         logger.info("fsdp: %s", {k: v for k, v in sorted(os.environ.items()) if k.startswith("FSDP_")})
     return accelerator

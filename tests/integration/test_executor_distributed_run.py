@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import distributed_runs as several
 import executor_runs as runs
 import pytest
+import torch
 
 from cptplan.errors import DataError
 from cptplan.run_options import Anchor, Lora, Monitor, Reweight, Rule, Spikes
@@ -42,12 +43,16 @@ def long_spec(root):
     return runs.make_spec(root, schedule=schedule, eval_steps=(5, 15, 30), checkpoint_every=20, keep_steps=())
 
 
-def spec_with(root, features, **more):
+def spec_with(root, features):
     """From weights on disk, as a launched run has them: under FSDP2 only the first process reads them."""
-    skip = Spikes(policy="skip", z=0.5, window=8, most=1000)  # z so small that some steps are left out
+    short = CosineSchedule(kind="cosine", peak_lr=1e-2, total_steps=14, warmup_steps=2, min_lr=1e-4)
+    shared = {"schedule": short, "eval_steps": (3, 8), "keep_steps": ()}
+    skip = Spikes(policy="skip", z=0.2, window=8, most=1000)  # z so small that some steps are left out
     lower = Rule(when="forgetting_ratio", threshold=0.0, action="lower_lr", times=2)
     changes = {
         "held": {
+            "schedule": CosineSchedule(kind="cosine", peak_lr=1e-2, total_steps=20, warmup_steps=4, min_lr=1e-4),
+            "batch_tokens": 12 * runs.SEQ_LEN,
             "isolate_documents": True,
             "freeze": ("model.layers.0.mlp.*",),
             "anchor": Anchor(kind="ewc", strength=1.0, fisher_sequences=4),
@@ -57,7 +62,7 @@ def spec_with(root, features, **more):
         "adapted": {
             "lora": Lora(rank=4, alpha=8.0),
             "activation_checkpointing": True,
-            "spikes": Spikes(policy="rollback", z=0.5, window=8, most=1000),
+            "spikes": Spikes(policy="rollback", z=0.2, window=8, most=1000),
             "monitor": Monitor(rules=(Rule(when="forgetting_ratio", threshold=0.0, action="raise_replay"),)),
         },
         "reweighed": {
@@ -70,7 +75,7 @@ def spec_with(root, features, **more):
             "monitor": Monitor(rules=(Rule(when="forgetting_ratio", threshold=0.0, action="ewc", amount=0.5),)),
         },
     }[features]
-    return runs.make_spec(root, model=ModelSource(path=str(root / "base/export/step-9")), **changes, **more)
+    return runs.make_spec(root, model=ModelSource(path=str(root / "base/export/step-9")), **{**shared, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +134,14 @@ def note_placements(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("features", ["held", "adapted", "reweighed"])
+@pytest.mark.parametrize("features", ["adapted", "reweighed"])  # held: below, killed and resumed besides
 def test_what_watches_and_holds_a_run_equals_one_process(root, alone, features, kind):
     run_dir = runs.write_run(root / f"{features}-{kind}", spec_with(root, features))
     assert several.train_ranks(run_dir, kind) == [0, 0], runs.said(run_dir)
     other = alone(features, spec_with(root, features))
     several.assert_close(run_dir, other)
     assert decisions(run_dir) == decisions(other)
+    assert {"adapted": "rollback", "reweighed": "ewc"}[features] in [event for _, event, _ in decisions(run_dir)]
 
 
 def decisions(run_dir):
@@ -144,6 +150,15 @@ def decisions(run_dir):
     return [
         (line["step"], line.get("event"), line.get("lr")) for line in lines if "event" in line or "left_out" in line
     ]
+
+
+def test_bf16_under_fsdp2_stays_near_one_process(root, alone):
+    spec = runs.make_spec(root, precision="bf16", keep_steps=())
+    run_dir = runs.write_run(root / "bf16-fsdp2", spec)
+    assert several.train_ranks(run_dir, "fsdp2") == [0, 0], runs.said(run_dir)
+    # bf16 keeps 8 bits, and FSDP2 casts more of the model to it than autocast: measured 0.003 nats apart (DDP 0.0015)
+    several.assert_close(run_dir, alone("bf16", spec), losses=0.02, of_weights=0.1)
+    assert {tensor.dtype for tensor in several.weights(run_dir, 24).values()} == {torch.float32}
 
 
 CHAINS = {
@@ -156,8 +171,7 @@ CHAINS = {
 @pytest.mark.parametrize("chain", CHAINS)
 def test_killed_and_resumed_with_other_numbers_of_processes(root, alone, chain):
     """12 sequences a step; killed after steps 6 and 14, each time two steps after a checkpoint."""
-    schedule = CosineSchedule(kind="cosine", peak_lr=1e-2, total_steps=20, warmup_steps=4, min_lr=1e-4)
-    spec = spec_with(root, "held", batch_tokens=12 * runs.SEQ_LEN, schedule=schedule)
+    spec = spec_with(root, "held")
     run_dir = runs.write_run(root / f"elastic-{chain}", spec)
     seconds = []
     for (kind, processes), step in zip(CHAINS[chain], (6, 14, None), strict=True):
@@ -168,6 +182,8 @@ def test_killed_and_resumed_with_other_numbers_of_processes(root, alone, chain):
             marker = json.loads((run_dir / f"checkpoints/step-{step - 2:08d}/checkpoint.json").read_text())
             seconds.append((processes, marker["wall_seconds"], marker["device_seconds"]))
     several.assert_close(run_dir, alone("elastic", spec))
+    assert decisions(run_dir) == decisions(alone("elastic", spec))
+    assert {"lower_lr", "skip"} <= {event for _, event, _ in decisions(run_dir)}
     straight = runs.metrics(alone("elastic", spec))
     assert [line.get("tokens_by_source") for line in runs.metrics(run_dir)] == [
         line.get("tokens_by_source") for line in straight

@@ -165,6 +165,40 @@ def test_run_that_does_not_stop_is_killed(tmp_path, monkeypatch):
         os.kill(int((job.run_dir / "pid").read_text()), 0)
 
 
+STOPS = """
+import json, os, sys
+run_dir = sys.argv[1]
+starts = sum(line == "start\\n" for line in open(run_dir + "/log.txt"))  # of this run so far, this one left out
+print("start", flush=True)
+steps = {steps}
+if starts == len(steps):
+    json.dump({{"name": "one", "starts": starts + 1}}, open(run_dir + "/result.json", "w"))
+    sys.exit(0)
+json.dump({{"done": steps[starts], "total": 10, "message": "stopped"}}, open(run_dir + "/progress.json", "w"))
+sys.exit({code})
+"""
+
+
+@pytest.mark.parametrize("steps", [[3, 4, 9], [5, 4, 9]])  # the second as after a kill, which loses what was not saved
+def test_run_that_a_signal_has_stopped_is_started_again(tmp_path, steps):
+    (result,) = run_all([make_job(tmp_path, "one", code=STOPS.format(steps=steps, code=138))])
+    assert result["starts"] == 4
+
+
+@pytest.mark.parametrize(
+    ("steps", "code", "starts"),
+    [
+        ([3, 3, 9], 138, 2),  # it stops where it stopped: starting it again would go on for ever
+        ([0, 9], 138, 1),
+        ([3, 9], 0, 1),  # nothing stopped it
+    ],
+)
+def test_run_that_does_not_get_on_is_not_started_again(tmp_path, steps, code, starts):
+    with pytest.raises(RunFailedError, match=f"run one must end with a result; got exit code {code}: start"):
+        run_all([make_job(tmp_path, "one", code=STOPS.format(steps=steps, code=code))])
+    assert (tmp_path / "one" / "log.txt").read_text() == "start\n" * starts
+
+
 def test_report_counts_all_runs(tmp_path):
     jobs = [make_job(tmp_path, name, seconds=0.05) for name in ("a", "b")]
     seen = []
