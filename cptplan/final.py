@@ -60,7 +60,7 @@ def write_launch_files(
     hardware = find_hardware(here if local else project.budget.hardware)
     spec = planned_spec(project, workspace, plan.chosen, "final")
     spec = spec.model_copy(update={"accounting": _accounting(hardware)})
-    require_tokens(read_corpora(workspace), tokens_of_run(spec))
+    require_tokens(read_corpora(workspace), tokens_of_run(spec), project.budget.max_epochs)
     devices = project.pilot.processes if local else project.budget.num_devices
     write_launch(
         target,
@@ -95,7 +95,7 @@ def final_job(workspace: Workspace, target: str = "local") -> campaign.Job:
 def rule_of_thumb_job(project: Project, workspace: Workspace, plan: Plan) -> campaign.Job:
     """The run that most people would start today, to compare with."""
     spec = planned_spec(project, workspace, plan.rule_of_thumb, "rule-of-thumb")
-    require_tokens(read_corpora(workspace), tokens_of_run(spec))
+    require_tokens(read_corpora(workspace), tokens_of_run(spec), project.budget.max_epochs)
     return campaign.jobs_of([spec], workspace.runs, project.pilot.processes)[0]
 
 

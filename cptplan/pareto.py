@@ -90,7 +90,8 @@ def _of_length(forecaster: Forecaster, space: Space, domain: str) -> dict[Knobs,
 
 def _allowed(forecaster: Forecaster, losses: Mapping[Knobs, tuple[float, float]]) -> dict[Knobs, tuple[float, float]]:
     """The runs of the first fronts, one behind the other, that keep the limits in the asked share of the draws."""
-    left, found = dict(losses), {}
+    left = dict(losses)
+    found: dict[Knobs, tuple[float, float]] = {}
     for _ in range(LAYERS):
         layer = pareto(left)
         found |= {knobs: left[knobs] for knobs in layer if forecaster.score(knobs).violation <= 0}

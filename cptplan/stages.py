@@ -142,7 +142,7 @@ def run_pilots(
     jobs = pilot_jobs(project, workspace)
     for job in jobs:
         require_tokens(corpora, tokens_of_run(job.spec))
-    require_tokens(corpora, tokens_of_budget(project))
+    require_tokens(corpora, tokens_of_budget(project), project.budget.max_epochs)
     check_vocabulary(project, corpora, workspace.data)
     results = run_jobs(project, jobs, note)
     collect_curves(workspace.curves, [job.run_dir for job in jobs])
@@ -166,16 +166,17 @@ def _tell_pretraining(project: Project, workspace: Workspace, jobs: Sequence[cam
         write_curve(workspace.curves, replace(curve, record=curve.record.model_copy(update={"pretrain": told})))
 
 
-def require_tokens(corpora: Mapping[str, Any], needed: Mapping[str, int]) -> None:
-    """Raise DataError if a corpus has fewer tokens than one pass needs.
+def require_tokens(corpora: Mapping[str, Any], needed: Mapping[str, int], max_epochs: float = 1.0) -> None:
+    """Raise DataError if a corpus has fewer tokens than a run needs.
 
-    Args:      corpora: corpora.json. needed: training tokens by source.
+    Args:      corpora: corpora.json. needed: training tokens by source. max_epochs: times that they may be read.
     """
     for source in corpora["sources"]:
         name, there = source["name"], source["train"]["num_tokens"]
-        if there < needed[name]:
+        if max_epochs * there < needed[name]:
+            often = "once" if max_epochs == 1.0 else f"at most {max_epochs:g} times"
             raise DataError(
-                f"corpus must hold the tokens that a run trains on, once; got {there:,} tokens, needed "
+                f"corpus must hold the tokens that a run trains on, {often}; got {there:,} tokens, needed "
                 f"{needed[name]:,} in {name}.",
                 hint="add text, or shorten the runs: pilot.total_steps, budget.tokens",
             )
