@@ -24,7 +24,6 @@ from cptplan.files import write_json
 from cptplan.run_spec import RunSpec
 from executor import distributed
 from executor.accounting import Meter
-from executor.adapters import export_adapter
 from executor.checkpoint import Checkpoints
 from executor.curve_log import LOSS_PREFIX, CurveLog
 from executor.data import ValidationData
@@ -314,7 +313,9 @@ class Trainer:
         directory = self.run_dir / "export" / f"step-{self.position.step}"
         card = model_card(self.spec, self.parts, self.position.step, self.log)
         export_model(directory, self.parts.unwrapped, self.parts.plain_state(state), tokenizer, card, dtype=dtype)
-        if self.spec.lora is not None:
+        if self.parts.adapted:
+            from executor.adapters import export_adapter
+
             export_adapter(directory / "adapter", self.parts.unwrapped, state)
 
     def save(self) -> None:

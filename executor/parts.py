@@ -17,7 +17,6 @@ from cptplan.errors import DataError
 from cptplan.run_options import Anchor as AnchorSettings
 from cptplan.run_spec import ModelSource, RunSpec
 from executor import distributed
-from executor.adapters import apply_lora, merged_state
 from executor.corpus.pack import open_shard
 from executor.corpus.verify import require_one_tokenizer, verify_shard
 from executor.data import TokenSource, TrainingData, ValidationData, open_validation
@@ -52,6 +51,8 @@ class Parts:
     """Parameters that each token goes through: all but the embeddings, the output layer with them."""
     reference: PreTrainedModel | None
     """Frozen, for reweighting."""
+    adapted: bool
+    """Whether adapters are trained in place of the weights."""
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -84,6 +85,10 @@ class Parts:
 
     def plain_state(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The same with adapters merged: the weights of a model without them."""
+        if not self.adapted:
+            return state
+        from executor.adapters import merged_state  # imported here: most runs need not wait for peft
+
         return merged_state(self.unwrapped, state)
 
     def standalone(self, plain: dict[str, torch.Tensor]) -> PreTrainedModel:
@@ -131,6 +136,8 @@ def open_parts(spec: RunSpec, run_dir: Path, *, fresh: bool) -> Parts:
     eos_token_id = _eos_token_id(shards) if spec.isolate_documents else None
     freeze(model, spec.freeze)
     if spec.lora is not None:
+        from executor.adapters import apply_lora
+
         torch.manual_seed(spec.seed)
         model = apply_lora(model, spec.lora)
     tied = tied_names(model)
@@ -152,6 +159,7 @@ def open_parts(spec: RunSpec, run_dir: Path, *, fresh: bool) -> Parts:
         num_params_total=num_params_total,
         num_params_used=num_params_used,
         reference=_reference(spec, accelerator.device),
+        adapted=spec.lora is not None,
     )
 
 

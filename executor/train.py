@@ -10,6 +10,7 @@ that takes the machine back) with a checkpoint saved: start it again and it goes
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import logging
 import os
@@ -31,6 +32,7 @@ SIGNAL_EXIT = 128  # a process ended by a signal exits with 128 + its number
 # assumed: torchrun looks after its processes ten times a second; rank 0 may speak first
 FIRST_RANK_WAIT_SECONDS = 1.0
 OTHER_RANKS_WAIT_SECONDS = 5.0
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 # What holds DDP: taken down, it waits, with the GIL, for a thread of gloo that may be waiting for the GIL to drop the
@@ -82,6 +84,7 @@ def _train(run_dir: Path, spec: RunSpec, threads: int | None, started: float) ->
     if _rank() == 0:
         remove_leftovers(run_dir)
     # imported here: torch and transformers take seconds that a complete run or a wrong spec need not wait for
+    _keep_freed_memory()
     _quiet_libraries()
     gc.disable()  # nothing of an import is garbage; looking for it takes a quarter of their time (measured, 3.5 s)
     import torch
@@ -113,6 +116,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run-dir", required=True, help="directory with spec.json")
     parser.add_argument("--threads", type=int, help="CPU threads; default OMP_NUM_THREADS or all cores")
     return parser.parse_args(arguments)
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep large buffers for the next step instead of giving them back to the system after each.
+
+    Otherwise the logits are mapped and unmapped, page by page, in every step: a quarter of the CPU time of a model of
+    1M parameters with 4096 tokens a step (measured 2026-11: 0.69 s against 0.53 s, for 12 % more memory at the peak).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # no other C library has it
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _quiet_libraries() -> None:
