@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_executor_train import torchrun
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
@@ -25,6 +26,14 @@ from executor.adapters import apply_lora, merged_state
 from executor.distributed import build_optimizer, set_lr
 from executor.model import tied_names
 from executor.regularize import Anchor, freeze
+
+def torchrun(*arguments: str, **environment: str) -> None:
+    """Run a script on two CPU processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    settings = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
 
 ENTRY = f"""
 import os, sys
