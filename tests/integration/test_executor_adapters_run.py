@@ -27,6 +27,7 @@ from executor.distributed import build_optimizer, set_lr
 from executor.model import tied_names
 from executor.regularize import Anchor, freeze
 
+
 def torchrun(*arguments: str, **environment: str) -> None:
     """Run a script on two CPU processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
