@@ -191,6 +191,8 @@ class Pilot(Contract):
     eval_points: Positive = 24
     micro_batch_tokens: Positive | None = None
     precision: Literal["fp32", "bf16"] = "bf16"
+    max_share: Annotated[float, Percent, Field(gt=0)] = 0.05
+    """Of the final run's cost that all pilots together should not exceed; more is said, not refused."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

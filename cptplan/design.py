@@ -2,12 +2,17 @@
 
 The law needs (see arXiv:2505.07796, section 7, and the identifiability notes in reports/decisions): a constant-rate run
 without replay (the shift alone), a decayed run (the annealing), several peak rates, and replay ratios of which one is
-small, because forgetting falls steepest between 0 and 5 % replay.
+small, because forgetting falls steepest between 0 and 5 % replay. Where the final run would read a corpus several
+times, some pilots read a cut of it as often, so that the law sees what repetition is worth (Muennighoff et al. 2023,
+arXiv:2305.16264, fit it to runs that repeat).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from scipy.stats import qmc
 
@@ -28,11 +33,13 @@ class PilotCell:
     decay_share: float
     start: Start
     purpose: str
+    passes: Mapping[str, float] = field(default_factory=dict)
+    """Times that it reads a cut of a corpus, by corpus; one that is not here is read once."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """rate: 0..1 on the log scale of the range; replay: 0..1 of the range; start: 0 first, 1 last of the starts."""
+    """rate: 0..1 on the log scale of the range; replay: 0..1 of the range; start: 1 the last, 0 one of the others."""
 
     rate: float
     replay: float
@@ -51,12 +58,18 @@ _CELLS = (
     _Cell(0.25, 0.0, 0.5, 0, "a low rate without replay, decayed"),
     _Cell(0.8, 0.5, 0.0, 1, "half the replay range at a high rate"),
 )
+_REPEATS = {"general": (5,), "domain": (2, 3)}
+"""Cells that repeat scarce text, by its role: two of the domain, so that each can be left out of a fit; of the general
+one the cell with most replay, which shows what it does though no law has a term for it."""
+SCARCE = 1.2  # passes from which on the fit looks for repetition
 
 
-def design_pilots(project: Project) -> tuple[PilotCell, ...]:
+def design_pilots(project: Project, passes: Mapping[str, float] | None = None) -> tuple[PilotCell, ...]:
     """The first pilots of a campaign: the fixed cells, then a Sobol set over rate and replay when more are asked for.
 
-    Args:      project: ranges and number of pilots. Returns: num_runs cells, the same for the same project.
+    Args:      project: ranges and number of pilots. passes: times that the final run would read scarce corpora, see
+               final_passes.
+    Returns:   num_runs cells, the same for the same project and passes.
     """
     extra = project.pilot.num_runs - len(_CELLS)
     cells = list(_CELLS[: project.pilot.num_runs])
@@ -67,20 +80,57 @@ def design_pilots(project: Project) -> tuple[PilotCell, ...]:
             cells.append(
                 _Cell(float(rate), float(replay) ** 2, 0.5 * (number % 2), number // 2 % 2, "fills the space between")
             )
-    return tuple(_to_units(cell, project) for cell in cells)
+    scarce = [
+        {
+            name: often
+            for name, often in (passes or {}).items()
+            if number in _REPEATS["general" if name == project.data.general.name else "domain"]
+        }
+        for number in range(len(cells))
+    ]
+    starts = _starts_of(cells, project.model.starts)
+    return tuple(_to_units(*one, project) for one in zip(cells, starts, scarce, strict=True))
 
 
-def _to_units(cell: _Cell, project: Project) -> PilotCell:
+def _starts_of(cells: Sequence[_Cell], starts: Sequence[Start]) -> list[Start]:
+    """The start of each cell: the last one, or the others in turn, so that every start has a pilot."""
+    others = itertools.cycle(starts[:-1] or starts)
+    return [starts[-1] if cell.start else next(others) for cell in cells]
+
+
+def _to_units(cell: _Cell, start: Start, passes: Mapping[str, float], project: Project) -> PilotCell:
     low, high = project.peak_lr_range
     least, most = project.pilot.replay_range
-    starts = project.model.starts
+    repeats = "".join(f"; reads a cut of {name} {often:.1f} times" for name, often in passes.items())
     return PilotCell(
         peak_lr=float(f"{low * (high / low) ** cell.rate:.3g}"),
         replay_ratio=round(least + (most - least) * cell.replay, 4),
         decay_share=cell.decay_share,
-        start=starts[-1] if cell.start else starts[0],
-        purpose=cell.purpose,
+        start=start,
+        purpose=cell.purpose + repeats,
+        passes=passes,
     )
+
+
+def final_passes(project: Project, tokens: float, corpora: Mapping[str, Any]) -> dict[str, float]:
+    """Most times that a final run may read each corpus that is scarce for it.
+
+    k = min(max_epochs, share x tokens / tokens there), at the replay ratio that asks most of it; kept from SCARCE on
+    Args:      tokens: of the final run. corpora: corpora.json.
+    """
+    there = {source["name"]: source["train"]["num_tokens"] for source in corpora["sources"]}
+    least, most = project.pilot.replay_range
+    asked = {name: share * tokens for name, share in _shares(project, least).items()}
+    asked[project.data.general.name] = most * tokens
+    often = {name: min(project.budget.max_epochs, asked[name] / max(there[name], 1)) for name in asked}
+    return {name: k for name, k in often.items() if k >= SCARCE}
+
+
+def _shares(project: Project, replay_ratio: float) -> dict[str, float]:
+    """Share of each corpus in a run's tokens."""
+    whole = sum(domain.weight for domain in project.data.domains)
+    shares = {domain.name: (1.0 - replay_ratio) * domain.weight / whole for domain in project.data.domains}
+    return {project.data.general.name: replay_ratio, **shares}
 
 
 def run_schedule(
@@ -103,19 +153,36 @@ def run_spec(
     start: Start,
     schedule: Schedule,
     replay_ratio: float,
+    passes: Mapping[str, float] | None = None,
 ) -> RunSpec:
     """The spec of one CPT run of a project; pilots and final run differ only in start, schedule, replay and length.
 
-    Args:      data_dir: directory of the packed shards.
+    Args:      data_dir: directory of the packed shards. passes: times that it reads a cut of a corpus, by corpus.
     """
     data, pilot = project.data, project.pilot
+    tokens = schedule.total_steps * pilot.batch_tokens
+    shares = _shares(project, replay_ratio)
+    # whole windows, whose last target is one token more
+    cuts = {
+        name: max(round(shares[name] * tokens / often / data.seq_len), 1) * data.seq_len + 1
+        for name, often in (passes or {}).items()
+        if shares[name] > 0.0
+    }
     corpora = [("general", data.general), *(("domain", domain) for domain in data.domains)]
     return RunSpec(
         name=name,
         phase="cpt",
         model=ModelSource(path=start.path, trust_remote_code=project.model.trust_remote_code),
         sources=tuple(
-            Source.model_validate({"name": c.name, "role": role, "path": f"{data_dir}/{c.name}", "weight": c.weight})
+            Source.model_validate(
+                {
+                    "name": c.name,
+                    "role": role,
+                    "path": f"{data_dir}/{c.name}",
+                    "weight": c.weight,
+                    "max_tokens": cuts.get(c.name),
+                }
+            )
             for role, c in corpora
         ),
         validation=tuple(
@@ -135,8 +202,11 @@ def run_spec(
     )
 
 
-def pilot_specs(project: Project, data_dir: str) -> tuple[RunSpec, ...]:
-    """The run specs of the designed pilots, named pilot-01, pilot-02, ..."""
+def pilot_specs(project: Project, data_dir: str, passes: Mapping[str, float] | None = None) -> tuple[RunSpec, ...]:
+    """The run specs of the designed pilots, named pilot-01, pilot-02, ...
+
+    Args:      passes: as of design_pilots.
+    """
     pilot = project.pilot
     return tuple(
         run_spec(
@@ -151,8 +221,9 @@ def pilot_specs(project: Project, data_dir: str) -> tuple[RunSpec, ...]:
                 decay_share=cell.decay_share,
             ),
             replay_ratio=cell.replay_ratio,
+            passes=cell.passes,
         )
-        for number, cell in enumerate(design_pilots(project), start=1)
+        for number, cell in enumerate(design_pilots(project, passes), start=1)
     )
 
 

@@ -28,6 +28,8 @@ class Source(Contract):
     path: str
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Share among the sources of the same role."""
+    max_tokens: Positive | None = None
+    """Only the first tokens of the shard are read, again and again; None: all of it."""
 
 
 class ValidationSet(Contract):

@@ -22,7 +22,7 @@ from cptplan.budget import budget_tokens
 from cptplan.checks import check_vocabulary
 from cptplan.config import Project
 from cptplan.curves import PretrainSummary, read_curve, read_curve_directory, write_curve
-from cptplan.design import pilot_specs
+from cptplan.design import final_passes, pilot_specs
 from cptplan.errors import DataError, RunFailedError
 from cptplan.files import read_json, write_json
 from cptplan.run_spec import RunSpec
@@ -124,9 +124,10 @@ def run_jobs(project: Project, jobs: Sequence[campaign.Job], note: Note = quiet)
     return campaign.run_all(jobs, parallel=project.pilot.parallel, threads=project.pilot.threads, report=report)
 
 
-def pilot_jobs(project: Project, workspace: Workspace) -> list[campaign.Job]:
+def pilot_jobs(project: Project, workspace: Workspace, corpora: Mapping[str, Any]) -> list[campaign.Job]:
     """The designed pilots as jobs."""
-    specs = pilot_specs(project, str(workspace.data.resolve()))
+    passes = final_passes(project, budget_tokens(project), corpora)
+    specs = pilot_specs(project, str(workspace.data.resolve()), passes)
     return campaign.jobs_of(specs, workspace.runs, project.pilot.processes)
 
 
@@ -139,18 +140,29 @@ def run_pilots(
     Raises:    DataError if a corpus is too small for the pilots or the budget; ModelError if a start cannot read the
                tokens; RunFailedError if a run fails.
     """
-    jobs = pilot_jobs(project, workspace)
+    jobs = pilot_jobs(project, workspace, corpora)
     for job in jobs:
-        require_tokens(corpora, tokens_of_run(job.spec))
+        require_tokens(corpora, tokens_of_run(job.spec), project.budget.max_epochs)
     require_tokens(corpora, tokens_of_budget(project), project.budget.max_epochs)
     check_vocabulary(project, corpora, workspace.data)
-    results = run_jobs(project, jobs, note)
-    collect_curves(workspace.curves, [job.run_dir for job in jobs])
-    _tell_pretraining(project, workspace, jobs)
+    results = run_and_collect(project, workspace, jobs, note)
     if project.model.pretrain_curves is not None:
         for name, curve in read_curve_directory(Path(project.model.pretrain_curves)).items():
             if not (workspace.curves / f"{name}.csv").exists():
                 write_curve(workspace.curves, curve)
+    return results
+
+
+def run_and_collect(
+    project: Project, workspace: Workspace, jobs: Sequence[campaign.Job], note: Note = quiet
+) -> list[dict[str, Any]]:
+    """Train runs and put their curves beside the others of the campaign.
+
+    Returns:   result.json of every run.
+    """
+    results = run_jobs(project, jobs, note)
+    collect_curves(workspace.curves, [job.run_dir for job in jobs])
+    _tell_pretraining(project, workspace, jobs)
     return results
 
 

@@ -10,7 +10,7 @@ from cptplan.config import Project
 from cptplan.errors import ConfigError, StorageError
 from cptplan.files import hash_json, read_json, write_json
 
-WHERE_AND_HOW_MANY = ("num_runs", "parallel", "processes", "threads")
+WHERE_AND_HOW_MANY = ("num_runs", "parallel", "processes", "threads", "max_share")
 """Keys of pilot that may change while a campaign goes on."""
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cptplan.errors import DataError
 from cptplan.mixture import source_of_sequences
-from cptplan.run_spec import RunSpec, ValidationSet
+from cptplan.run_spec import RunSpec, Source, ValidationSet
 from executor.corpus.pack import ShardIndex, open_shard
 
 IntArray = NDArray[np.int64]
@@ -107,7 +107,7 @@ class TrainingData:
         general = [source for source in spec.sources if source.role == "general"]
         domains = [source for source in spec.sources if source.role == "domain"]
         self._weights = np.array([source.weight for source in domains])
-        opened = [_open_source(source.name, source.path, spec) for source in (*general, *domains)]
+        opened = [_open_source(source, spec) for source in (*general, *domains)]
         self.sources = dict(enumerate(opened, start=0 if general else 1))
         """Sources by their number in the mixture: 0 is general."""
         self.set_replay(spec.replay_ratios())
@@ -172,13 +172,14 @@ class ValidationData:
         return len(decode(self.tokens[1 : self.num_tokens + 1].tolist()).encode()) / self.num_tokens
 
 
-def _open_source(name: str, path: str, spec: RunSpec) -> TokenSource:
-    shard = open_shard(Path(path), "train")
-    windows = num_windows(len(shard.tokens), spec.seq_len)
-    _check_windows(f"source {name!r}", windows, len(shard.tokens), spec.seq_len, path)
-    digest = hashlib.sha256(f"{spec.seed}/{name}".encode()).digest()
+def _open_source(source: Source, spec: RunSpec) -> TokenSource:
+    shard = open_shard(Path(source.path), "train")
+    tokens = shard.tokens[: source.max_tokens]
+    windows = num_windows(len(tokens), spec.seq_len)
+    _check_windows(f"source {source.name!r}", windows, len(tokens), spec.seq_len, source.path)
+    digest = hashlib.sha256(f"{spec.seed}/{source.name}".encode()).digest()
     key = np.uint64(int.from_bytes(digest[:8], "little"))
-    return TokenSource(name=name, tokens=shard.tokens, num_windows=windows, index=shard.index, key=key)
+    return TokenSource(name=source.name, tokens=tokens, num_windows=windows, index=shard.index, key=key)
 
 
 def open_validation(chosen: ValidationSet, seq_len: int) -> ValidationData:

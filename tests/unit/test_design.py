@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from campaign_files import make_corpora
 from simple_laws import make_project
 
-from cptplan.design import default_eval_tokens, design_pilots, pilot_specs, run_schedule
+from cptplan.design import default_eval_tokens, design_pilots, final_passes, pilot_specs, run_schedule
 
 
 @pytest.mark.parametrize("num_runs", [6, 7, 8, 9, 13, 24])
@@ -92,3 +93,44 @@ def test_evaluation_tokens_count_every_set_and_point(tmp_path):
     project = make_project(tmp_path)
     spec = pilot_specs(project, "data")[0]
     assert default_eval_tokens(project, 8) == len(spec.steps_to_evaluate()) * 512 * 2
+
+
+def test_every_start_has_a_pilot(tmp_path):
+    four = "model.starts=[{name: a, path: a}, {name: b, path: b}, {name: c, path: c}, {name: d, path: d}]"
+    cells = design_pilots(make_project(tmp_path, four, "pilot.num_runs=6"))
+    assert {cell.start.name for cell in cells[:6]} >= {"a", "b", "d"}
+    assert {cell.start.name for cell in design_pilots(make_project(tmp_path, four, "pilot.num_runs=8"))} == set("abcd")
+
+
+def test_final_run_may_repeat_what_is_scarce_up_to_max_epochs(tmp_path):
+    project = make_project(tmp_path, "budget.max_epochs=4", "pilot.replay_range=[0.1, 0.5]")
+    corpora = make_corpora(general=4000, domain=3000)
+    # general: 0.5 x 9,000 / 4,000 = 1.125 passes are as good as one; domain: 0.9 x 9,000 / 3,000
+    assert final_passes(project, 9000, corpora) == pytest.approx({"domain": 2.7})
+    assert final_passes(project, 90_000, corpora) == {"general": 4.0, "domain": 4.0}
+    once = make_project(tmp_path, "pilot.replay_range=[0.1, 0.5]")
+    assert final_passes(once, 90_000, corpora) == {}
+
+
+def test_passes_of_several_domains_follow_their_weights(tmp_path):
+    project = make_project(
+        tmp_path, "data.domains=[{name: code, path: a, weight: 3}, {name: law, path: b}]", "budget.max_epochs=9"
+    )
+    assert final_passes(project, 8000, make_corpora(general=10**6, code=2000, law=2000)) == pytest.approx({"code": 3.0})
+
+
+def test_pilots_repeat_a_cut_as_often_as_the_final_run(tmp_path):
+    project = make_project(tmp_path, "pilot.total_steps=40", "budget.tokens=100000")
+    plain, often = pilot_specs(project, "data"), pilot_specs(project, "data", {"domain": 3.0, "general": 2.0})
+    assert all(source.max_tokens is None for spec in plain for source in spec.sources)
+    passes = {}
+    for spec in often:
+        for source in spec.sources:
+            if source.max_tokens is not None:
+                share = spec.replay_ratios()[0] if source.role == "general" else 1.0 - spec.replay_ratios()[0]
+                passes[spec.name, source.name] = share * spec.total_tokens / (source.max_tokens - 1)
+                assert (source.max_tokens - 1) % spec.seq_len == 0
+    assert list(passes) == [("pilot-03", "domain"), ("pilot-04", "domain"), ("pilot-06", "general")]
+    # cuts are whole windows of 64 tokens: 1 % off in the domain's, 3 % in the smaller general one
+    assert list(passes.values()) == pytest.approx([3.0, 3.0, 2.0], rel=0.03)
+    assert "reads a cut of domain 3.0 times" in design_pilots(project, {"domain": 3.0})[2].purpose

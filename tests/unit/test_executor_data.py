@@ -129,6 +129,20 @@ def test_training_data_general_only(shards):
     assert (training.read(0, 100) < 10_000).all()
 
 
+def test_source_of_max_tokens_repeats_its_first_tokens(shards):
+    source = Source(name="code", role="domain", path="code", max_tokens=81)
+    cut = data.TrainingData(make_spec(sources=(source,), mixture=ConstantMixture(replay_ratio=0.0))).sources[1]
+    assert (cut.num_windows, len(cut.tokens)) == (10, 81)
+    epochs = cut.read(np.arange(20), 8)[:, 0] - 10_000
+    assert sorted(epochs[:10]) == sorted(epochs[10:]) == list(range(0, 80, 8))
+
+
+def test_source_of_more_max_tokens_than_there_are_is_the_whole(shards):
+    source = Source(name="code", role="domain", path="code", max_tokens=10**6)
+    whole = data.TrainingData(make_spec(sources=(source,), mixture=ConstantMixture(replay_ratio=0.0))).sources[1]
+    assert len(whole.tokens) == 700
+
+
 def test_training_data_too_small_says_tokens_there_and_needed(shards):
     spec = make_spec(
         sources=(Source(name="tiny", role="domain", path="tiny"),), mixture=ConstantMixture(replay_ratio=0.0)
