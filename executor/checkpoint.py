@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from cptplan.errors import ConfigError, CptplanError, RunFailedError
 from cptplan.files import hash_file, read_json, storage_error, write_json
 from cptplan.run_spec import RunSpec
-from executor.distributed import on_main
+from executor.distributed import on_main, spread
 from executor.run_dir import check_spec_hash
 
 logger = logging.getLogger(__name__)
@@ -68,15 +68,19 @@ class Checkpoints:
         try:
             on_main(lambda: _make_room(temporary, num_bytes([weights, moments])), self._accelerator)
             dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=temporary, no_dist=self._alone)
-            on_main(lambda: self._complete(temporary, final, position), self._accelerator)
+            names = on_main(lambda: sorted(path.name for path in temporary.iterdir()), self._accelerator)
+            files = spread(names, lambda name: hash_file(temporary / name), self._accelerator)
+            on_main(lambda: self._complete(temporary, final, position, files), self._accelerator)
         except (CheckpointException, CptplanError, OSError) as failure:
             shutil.rmtree(temporary, ignore_errors=True)  # give the room back
             raise _readable(failure, temporary) from failure
         _forget_step_made_up(optimizer, position)
 
-    def _complete(self, temporary: Path, final: Path, position: Position) -> None:
-        """Mark a checkpoint as whole, give it its name and drop the oldest."""
-        files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
+    def _complete(self, temporary: Path, final: Path, position: Position, files: dict[str, str]) -> None:
+        """Mark a checkpoint as whole, give it its name and drop the oldest.
+
+        Args:      files: checksum of each.
+        """
         marker = {"schema_version": 1, "spec_hash": self._spec_hash, **asdict(position), "files": files}
         write_json(temporary / MARKER, marker)
         sync_directory(temporary)
@@ -91,7 +95,7 @@ class Checkpoints:
 
         Raises:    StorageError if the checkpoints belong to another run spec.
         """
-        directory, position = on_main(self._find, self._accelerator)
+        directory, position = self._find()
         if directory is None:
             return position
         weights, moments = get_state_dict(model, optimizer)
@@ -114,16 +118,33 @@ class Checkpoints:
         return sorted(self._directory.glob("step-*"))
 
     def _find(self) -> tuple[Path | None, Position]:
-        for torn in self._directory.glob(".step-*.tmp"):
-            shutil.rmtree(torn)
-        for directory in reversed(self._complete_ones()):
-            marker = _read_marker(directory)
-            if marker is None:
-                logger.warning("damaged checkpoint passed over: %s", directory)
+        """The newest whole checkpoint. Called by all processes."""
+        for directory, marker in on_main(self._markers, self._accelerator):
+            if marker is None or not self._is_intact(directory, marker["files"]):
+                if self._accelerator.is_main_process:
+                    logger.warning("damaged checkpoint passed over: %s", directory)
                 continue
             check_spec_hash(marker["spec_hash"], self._spec_hash, directory)
             return directory, Position(**{name: marker[name] for name in Position.__dataclass_fields__})
         return None, Position()
+
+    def _markers(self) -> list[tuple[Path, dict[str, Any] | None]]:
+        """All checkpoints, the newest first, with what they say of themselves; None where that cannot be read."""
+        for torn in self._directory.glob(".step-*.tmp"):
+            shutil.rmtree(torn)
+        return [(directory, _read_marker(directory)) for directory in reversed(self._complete_ones())]
+
+    def _is_intact(self, directory: Path, files: Mapping[str, str]) -> bool:
+        """Whether every file has its checksum."""
+        found = spread(sorted(files), lambda name: _hash_or_none(directory / name), self._accelerator)
+        return found == files
+
+
+def _hash_or_none(path: Path) -> str | None:
+    try:
+        return hash_file(path)
+    except OSError:
+        return None
 
 
 def _make_room(temporary: Path, needed: int) -> None:
@@ -140,13 +161,11 @@ def _forget_step_made_up(optimizer: torch.optim.Optimizer, position: Position) -
 
 
 def _read_marker(directory: Path) -> dict[str, Any] | None:
-    """The marker if every file has the checksum it names, else None."""
     try:
-        marker: dict[str, Any] = read_json(directory / MARKER)
-        intact = all(hash_file(directory / name) == digest for name, digest in marker["files"].items())
+        marker = read_json(directory / MARKER)
+        return marker if isinstance(marker["files"], dict) else None
     except (ConfigError, OSError, KeyError, TypeError):
         return None
-    return marker if intact else None
 
 
 def num_bytes(state: object) -> int:

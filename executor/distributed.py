@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from accelerate.utils import (
     KwargsHandler,
     ParallelismConfig,
     broadcast_object_list,
+    gather_object,
 )
 
 from cptplan.errors import ConfigError, CptplanError
@@ -203,3 +204,21 @@ def on_main(work: Callable[[], Shared], accelerator: Accelerator) -> Shared:
     if failure is not None:
         raise failure
     return value  # type: ignore[return-value]
+
+
+def spread(names: Sequence[str], work: Callable[[str], Shared], accelerator: Accelerator) -> dict[str, Shared]:
+    """What work gives for every name, on every rank; the names are dealt out, so that none waits long for another.
+
+    An error that people can mend ends all ranks, as in on_main. Called by all processes with the same names.
+    """
+    found: tuple[dict[str, Shared], CptplanError | OSError | None] = ({}, None)
+    try:
+        mine = names[accelerator.process_index :: accelerator.num_processes]
+        found = ({name: work(name) for name in mine}, None)
+    except (CptplanError, OSError) as error:
+        found = ({}, error)
+    every = gather_object([found]) if accelerator.num_processes > 1 else [found]
+    for _, failure in every:
+        if failure is not None:
+            raise failure
+    return {name: value for values, _ in every for name, value in values.items()}

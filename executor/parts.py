@@ -125,7 +125,8 @@ def open_parts(spec: RunSpec, run_dir: Path, *, fresh: bool) -> Parts:
     data = TrainingData(spec)
     validation = tuple(open_validation(chosen, spec.seq_len) for chosen in spec.validation)
     _check_shards(spec, data, validation)
-    distributed.on_main(lambda: _verify_shards(spec) if fresh else None, accelerator)
+    if distributed.share_from_main(fresh, accelerator):
+        _verify_shards(spec, accelerator)
     model, tokenizer = load_model(spec)
     if (tasks := spec.tasks) is not None:
         distributed.on_main(lambda: check_tasks(tasks, tokenizer), accelerator)
@@ -168,11 +169,17 @@ def _check_shards(spec: RunSpec, data: TrainingData, validation: tuple[Validatio
     require_one_tokenizer({**{f"{held.name} (validation)": held.index for held in validation}, **named})
 
 
-def _verify_shards(spec: RunSpec) -> None:
-    for source in spec.sources:
-        verify_shard(open_shard(Path(source.path), "train"))
-    for held in spec.validation:
-        verify_shard(open_shard(Path(held.path), "validation"))
+def _verify_shards(spec: RunSpec, accelerator: Accelerator) -> None:
+    distributed.spread(
+        [source.path for source in spec.sources],
+        lambda path: verify_shard(open_shard(Path(path), "train")),
+        accelerator,
+    )
+    distributed.spread(
+        [held.path for held in spec.validation],
+        lambda path: verify_shard(open_shard(Path(path), "validation")),
+        accelerator,
+    )
 
 
 def _eos_token_id(shards: Iterable[TokenSource | ValidationData]) -> int:

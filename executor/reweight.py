@@ -136,7 +136,8 @@ class Runner:
     def _pass_on(self, number: int, _frame: object) -> None:
         self._asked = self._asked or number
         if self._child is not None:
-            self._child.send_signal(number)
+            # torchrun passes SIGTERM on to its processes, and SIGUSR1 would end it alone; to the trainer all are one
+            self._child.send_signal(signal.SIGTERM)
 
     def train(self, run_dir: Path) -> int:
         """Bring a run directory to completion.
@@ -147,8 +148,9 @@ class Runner:
             return 128 + self._asked
         self._child = subprocess.Popen([*self._command, str(run_dir)])
         code = self._child.wait()
-        code = 128 - code if code < 0 else code
-        return code or (128 + self._asked if self._asked else 0)
+        if self._asked:
+            return 128 + self._asked
+        return 128 - code if code < 0 else code
 
 
 def learn(spec: RunSpec, run_dir: Path, runner: Runner) -> int:
