@@ -19,11 +19,10 @@ STAND_INS = {
     # runs a copy of the job from another place, as Slurm does
     "sbatch": """job="$PWD/job.sbatch"; cp "$job" "$SPOOL/job"; export SLURM_SUBMIT_DIR="$PWD" SLURM_JOB_ID=4242
 export SLURM_JOB_NODELIST=localhost SLURM_CPUS_PER_TASK=1 SLURM_PROCID=0; cd /; exec bash "$SPOOL/job\"""",
-    # two nodes, here: the rank is known in each task and not before
-    # one that fails ends the other (--kill-on-bad-exit)
-    "srun": """shift; pids=(); for rank in 0 1; do SLURM_PROCID=$rank "$@" & pids+=($!); done
-for pid in "${pids[@]}"; do wait -n || { kill "${pids[@]}"; exit 1; }; done""",
-    "scontrol": 'printf "%s\\n" 127.0.0.1 127.0.0.2',
+    # two nodes of one process, here: the rank is known in each task and not before; one that fails ends the other
+    "srun": """shift; pids=(); for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=0 "$@" & pids+=($!); done
+for pid in "${pids[@]}"; do wait -n || { code=$?; kill "${pids[@]}" || true; exit "$code"; }; done""",
+    "scontrol": '[[ "$1" == show ]] && printf "%s\\n" 127.0.0.1 127.0.0.2',
 }
 
 
