@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cptplan import __version__, advise_verb, cost_verb, dynamics_verb, law_verbs, plan_verbs, run_verbs
+from cptplan import (
+    __version__,
+    advise_verb,
+    cost_verb,
+    dynamics_verb,
+    law_verbs,
+    pilot_verb,
+    plan_verbs,
+    rehearse_verb,
+    run_verbs,
+    watch_verb,
+)
 from cptplan.console import Screen
 from cptplan.errors import CptplanError
 
@@ -141,32 +152,7 @@ def pack(config: Config = DEFAULT_CONFIG, override: Set = [], out: Out = DEFAULT
     screen.next_command(f"cptplan pilot -c {config} -o {out}")
 
 
-@app.command()
-def pilot(
-    config: Config = DEFAULT_CONFIG,
-    override: Set = [],  # noqa: B006
-    out: Out = DEFAULT_OUT,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Design the short runs and train them; stop at any time, the same command goes on."""
-    from cptplan import stages, tables
-    from cptplan.checks import check_project
-
-    screen = Screen(as_json=as_json)
-    project, workspace = _open(config, out, override)
-    screen.table("Pilots", tables.PILOT_COLUMNS, tables.pilot_rows(project))
-    if dry_run:
-        screen.next_command(f"cptplan pilot -c {config} -o {out}")
-        return
-    check_project(project)
-    with screen.stage("corpora") as note:
-        corpora = stages.pack_data(project, workspace, note)
-    workspace.claim(project)  # not before the corpora are packed: until then every mistake can be mended in place
-    with screen.stage("pilots") as note:
-        results = stages.run_pilots(project, workspace, corpora, note)
-    screen.result({"runs": results})
-    screen.next_command(f"cptplan fit -o {out}")
+pilot_verb.register(app)
 
 
 @app.command()
@@ -312,6 +298,8 @@ def status(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
 
 
 law_verbs.register(app)
+rehearse_verb.register(app)
 run_verbs.register(app)
 dynamics_verb.register(app)
 advise_verb.register(app)
+watch_verb.register(app)
