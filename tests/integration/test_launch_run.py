@@ -82,6 +82,20 @@ def test_local_run_ends_the_same_alone_moved_and_stopped(project, tmp_path):
     np.testing.assert_allclose(train_losses(moved / pair / "run"), train_losses(moved / alone / "run"), rtol=1e-5)
 
 
+def test_accelerate_command_joins_its_processes(project):
+    launch = write_launch(
+        "accelerate",
+        relative_spec(project),
+        project / "launch",
+        hardware=find_hardware("h100-sxm"),
+        num_processes=2,
+        strategy="ddp",
+        python=sys.executable,
+    )
+    run_script(launch, "/", ACCELERATE_USE_CPU="true")  # the one thing that is not as on accelerators
+    assert result(launch.run_dir)["num_processes"] == 2
+
+
 def test_slurm_job_joins_its_nodes(project, tmp_path):
     commands = tmp_path / "bin"
     commands.mkdir()
