@@ -10,6 +10,7 @@ from cptplan.budget import Rates, budget_tokens, known_rates, price
 from cptplan.config import Project
 from cptplan.cost import TrainingCost
 from cptplan.design import default_eval_tokens
+from cptplan.errors import ModelError
 from cptplan.planning import SUPPORTED_LENGTH
 
 EVAL_COST = 1.0 / 3.0  # of a training token: the forward pass of three equal parts
@@ -63,10 +64,15 @@ def run_cost(project: Project, steps: int, runs_dir: Path | None = None) -> tupl
     Raises:    ModelError when the budget needs the base model and that is not on this machine; as budget_limits.
     """
     tokens, final = steps * project.pilot.batch_tokens, budget_tokens(project, runs_dir)
-    rates = known_rates(project, runs_dir)
+    try:
+        rates = known_rates(project, runs_dir)
+    except ModelError:
+        rates = None  # an architecture that cannot be priced may still be trained
     if rates is None:
         share = _equivalent(project, tokens) / _equivalent(project, final)
-        return RunCost(tokens=tokens, gpu_hours=None, usd=None, share=share), "in tokens: the base model is not here"
+        return RunCost(
+            tokens=tokens, gpu_hours=None, usd=None, share=share
+        ), "in tokens: no price without the base model"
     own, whole = price(project, rates, tokens), price(project, rates, final)
     cost = RunCost(tokens=tokens, gpu_hours=own.gpu_hours, usd=own.price_usd, share=own.gpu_hours / whole.gpu_hours)
     return cost, _source(rates, own)

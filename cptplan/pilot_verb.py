@@ -38,6 +38,7 @@ def pilot(
     as_json: Annotated[bool, typer.Option("--json", help="Data on stdout as JSON; all else stays on stderr.")] = False,
 ) -> None:
     """Design the short runs, price them and train them; stop at any time, the same command goes on."""
+    from cptplan.checks import check_project
     from cptplan.config import read_project
     from cptplan.errors import ConfigError
     from cptplan.workspace import Workspace
@@ -51,6 +52,8 @@ def pilot(
         return
     if weights is not None:
         raise ConfigError(f"--weights must come with --next; got {weights!r} alone.", hint="leave it out")
+    if not dry_run:
+        check_project(project)
     designed = _show_design(screen, project, workspace)
     if dry_run:
         screen.result(designed)
@@ -81,9 +84,7 @@ def _show_design(screen: Screen, project: Project, workspace: Workspace) -> dict
 
 def _train(screen: Screen, project: Project, workspace: Workspace) -> None:
     from cptplan import stages
-    from cptplan.checks import check_project
 
-    check_project(project)
     with screen.stage("corpora") as note:
         corpora = stages.pack_data(project, workspace, note)
     workspace.claim(project)  # not before the corpora are packed: until then every mistake can be mended in place

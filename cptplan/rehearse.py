@@ -295,8 +295,10 @@ def advised(setting: Setting, forecaster: Forecaster) -> Knobs:
     project = setting.project
     space = full_space(project, forecaster)
     rough = forecaster.rough if forecaster.needs_draws else None
-    draws = decision_draws(forecaster, plan_pool(quick_search(forecaster.score, space, rough)))
-    candidates = candidate_pilots(space, project.pilot.total_steps, project.pilot.warmup_steps)
+    found = quick_search(forecaster.score, space, rough)
+    draws = decision_draws(forecaster, plan_pool(found))
+    pilot = project.pilot
+    candidates = candidate_pilots(space, pilot.total_steps, pilot.warmup_steps)
     return next_pilot(forecaster, draws, candidates)[0].knobs
 
 

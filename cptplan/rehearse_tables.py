@@ -86,8 +86,8 @@ def lines(setting: Setting, found: Rehearsal) -> list[str]:
     best = found.best
     return [
         f"With pilots of {pilot_share(setting, found):.1%} of the final run's tokens the plan loses "
-        f"{table[OURS]['median']:.3f} nats (median; {table[OURS]['p90']:.3f} in the worst tenth) against the best run "
-        f"there is; the {COMMON.name} loses {table[COMMON.name]['median']:.3f}.",
+        f"{table[OURS]['median']:.4f} nats against the best run there is (median; {table[OURS]['p90']:.4f} or more in "
+        f"a tenth of the campaigns); the {COMMON.name} loses {table[COMMON.name]['median']:.4f}.",
         f"{level:.0%} intervals of the plan that held, of {count}: {held}.",
         f"The best run in truth: peak rate {best.peak_lr * setting.lr_unit:.3g}, {best.replay_ratio:.0%} replay, decay "
         f"over the last {best.decay_share:.0%}, from {best.start}, {best.total_steps:,} steps: weighted loss "
@@ -143,7 +143,7 @@ def to_json(setting: Setting, found: Rehearsal, seed: int) -> dict[str, Any]:
 def draw_regrets(setting: Setting, found: Rehearsal) -> bytes:
     """PNG: in which share of the campaigns the regret of each contender is at most so much."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         for name in found.contenders:
@@ -164,7 +164,7 @@ def draw_regrets(setting: Setting, found: Rehearsal) -> bytes:
         axes.set_xlim(left=min(0.0, *(float(found.regrets(name).min()) for name in found.contenders)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.set_ylabel("campaigns with at most this regret")
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower left", ncols=3, columnspacing=1.6)
         figure.suptitle(
             f"{len(found.campaigns)} virtual campaigns, pilots of {pilot_share(setting, found):.0%} of the final run\n"
             f"{setting.title}",

@@ -13,7 +13,7 @@ from cptplan import __version__, cli
 from cptplan.errors import ConfigError, InfeasiblePlanError, PoorFitError, RunFailedError, StorageError
 
 VERBS = ["demo", "init", "validate", "pilot", "fit", "optimize", "cost", "launch", "report", "status"]
-VERBS += ["predict", "simulate", "laws", "select", "dynamics", "advise"]
+VERBS += ["predict", "simulate", "laws", "rehearse", "select", "dynamics", "advise"]
 GROUPS = {"data": "pack", "curves": "import"}
 HEAVY = ["torch", "transformers", "scipy", "optuna", "pandas", "matplotlib", "numpy"]
 
