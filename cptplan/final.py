@@ -19,6 +19,8 @@ from cptplan.run_spec import RunSpec, read_run_spec
 from cptplan.stages import Note, quiet, read_corpora, require_tokens, run_jobs, tokens_of_run
 from cptplan.workspace import Workspace
 
+RUNS_HERE = ("local", "torchrun", "accelerate")
+"""Targets whose launch script trains on this machine and leaves a result."""
 DEVICES_PER_NODE = 8  # assumed: the common server
 
 
@@ -100,6 +102,14 @@ def rule_of_thumb_job(project: Project, workspace: Workspace, plan: Plan) -> cam
 
 
 def run_final(project: Project, workspace: Workspace, target: str, note: Note = quiet) -> dict[str, Any]:
-    """Run the launch script here and wait for its result."""
+    """Run the launch script here and wait for its result.
+
+    Raises:    ConfigError for a target that trains elsewhere, or by another trainer; RunFailedError if the run fails.
+    """
+    if target not in RUNS_HERE:
+        raise ConfigError(
+            f"--run must come with target {', '.join(RUNS_HERE)}; got {target}.",
+            hint=f"bash {workspace.launch / target / 'launch.sh'}",
+        )
     (result,) = run_jobs(project, [final_job(workspace, target)], note)
     return result

@@ -70,3 +70,18 @@ def test_plan_of_a_start_that_is_gone(tmp_path, workspace, with_plan):
     project = make_project(tmp_path, "model.starts=[{name: other, path: c}]")
     with pytest.raises(ConfigError, match=r"plan's start must be one of the project's; got '(stable|annealed)'"):
         final.planned_spec(project, workspace, with_plan.chosen, "final")
+
+
+@pytest.mark.parametrize("target", ["slurm", "axolotl"])
+def test_target_that_does_not_train_here_is_not_run(target, project, workspace):
+    with pytest.raises(ConfigError, match=f"--run must come with target local, torchrun, accelerate; got {target}"):
+        final.run_final(project, workspace, target)
+
+
+def test_options_of_a_target_arrive(project, workspace, with_plan):
+    directory = final.write_launch_files(project, workspace, "slurm", ["partition=gpu"])
+    assert "\n#SBATCH --partition=gpu\n" in (directory / "job.sbatch").read_text()
+    with pytest.raises(ConfigError, match="keys must be known; got partitoin"):
+        final.write_launch_files(project, workspace, "slurm", ["partitoin=gpu"])
+    with pytest.raises(ConfigError, match="--allow-loss-of must name what slurm loses"):
+        final.write_launch_files(project, workspace, "slurm", allow_loss_of=["anchor"])
