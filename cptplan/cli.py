@@ -152,6 +152,8 @@ def pack(config: Config = DEFAULT_CONFIG, override: Set = [], out: Out = DEFAULT
     screen.next_command(f"cptplan pilot -c {config} -o {out}")
 
 
+advise_verb.register(app)  # each here, since the verbs are listed in pipeline order
+rehearse_verb.register(app)
 pilot_verb.register(app)
 
 
@@ -221,10 +223,12 @@ def _fit_final_losses(screen: Screen, path: Path, law: str, seed: int) -> None:
     screen.result(final_losses.summary(fits))
 
 
+law_verbs.register(app)
 plan_verbs.register(app)
+dynamics_verb.register(app)
 
 
-cost_verb.register(app)  # here, since the verbs are listed in pipeline order
+cost_verb.register(app)
 
 
 @app.command()
@@ -266,6 +270,10 @@ def launch(
     screen.next_command(f"bash {directory / 'launch.sh'}")
 
 
+watch_verb.register(app)
+run_verbs.register(app)
+
+
 @app.command()
 def report(
     config: Config = DEFAULT_CONFIG,
@@ -295,11 +303,3 @@ def status(out: Out = DEFAULT_OUT, as_json: AsJson = False) -> None:
     rows = [(s.name, s.state, f"{s.done}/{s.total}") for s in statuses]
     screen.table("Runs", ("run", "state", "steps"), rows)
     screen.result({"runs": [{"name": s.name, "state": s.state, "done": s.done, "total": s.total} for s in statuses]})
-
-
-law_verbs.register(app)
-rehearse_verb.register(app)
-run_verbs.register(app)
-dynamics_verb.register(app)
-advise_verb.register(app)
-watch_verb.register(app)

@@ -12,8 +12,8 @@ from command_line import write_project
 from cptplan import __version__, cli
 from cptplan.errors import ConfigError, InfeasiblePlanError, PoorFitError, RunFailedError, StorageError
 
-VERBS = ["demo", "init", "validate", "pilot", "fit", "optimize", "cost", "launch", "report", "status"]
-VERBS += ["predict", "simulate", "laws", "rehearse", "select", "dynamics", "advise"]
+VERBS = ["demo", "init", "validate", "advise", "rehearse", "pilot", "fit", "predict", "simulate", "laws", "optimize"]
+VERBS += ["dynamics", "cost", "launch", "watch", "select", "report", "status"]
 GROUPS = {"data": "pack", "curves": "import"}
 HEAVY = ["torch", "transformers", "scipy", "optuna", "pandas", "matplotlib", "numpy"]
 
