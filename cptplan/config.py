@@ -72,6 +72,8 @@ class Corpus(Contract):
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Share among the domains."""
     max_bytes: Positive | None = None
+    provenance: Literal["original", "proxy", "synthetic"] | None = None
+    """Of general text: the base model's own pre-training data, text like it, or samples of a model."""
 
 
 class Data(Contract):

@@ -78,7 +78,8 @@ def _tokenizer(project: Project) -> dict[str, Any]:
 
 def _corpus_source(role: str, corpus: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(corpus["path"]) if str(corpus["path"]).startswith("embedded:") else "files"
-    source = {"name": corpus["name"], "role": role, "kind": kind, "max_bytes": corpus.get("max_bytes")}
+    source = {"name": corpus["name"], "role": role, "kind": kind}
+    source |= {"max_bytes": corpus.get("max_bytes"), "provenance": corpus.get("provenance")}
     if kind == "files":
         # as the project has it, so that a project that was moved with its corpora keeps what it packed
         source |= {"path": corpus["path"], "text_column": corpus["text_column"]}
