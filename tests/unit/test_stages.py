@@ -97,14 +97,15 @@ def test_progress_of_a_process_is_passed_on(tmp_path):
 
 
 def test_corpus_spec_says_what_the_project_says(tmp_path, workspace, monkeypatch):
-    project = make_project(tmp_path, "data.general={name: general, path: 'embedded:general', max_bytes: 7}")
+    general = "data.general={name: general, path: 'embedded:general', max_bytes: 7, provenance: proxy}"
+    project = make_project(tmp_path, general)
     write_json(workspace.data / "corpora.json", make_corpora())
     monkeypatch.setattr(stages, "_run_process", lambda *_: None)
     stages.pack_data(project, workspace)
     spec = read_json(workspace.data / "spec.json")
     assert spec["tokenizer"] == {"path": "a"}
     assert spec["sources"] == [
-        {"name": "general", "role": "general", "kind": "embedded:general", "max_bytes": 7},
+        {"name": "general", "role": "general", "kind": "embedded:general", "max_bytes": 7, "provenance": "proxy"},
         {"name": "domain", "role": "domain", "kind": "files", "path": "domain.jsonl", "text_column": "text"},
     ]
 
