@@ -111,6 +111,8 @@ def _next(
     screen.table("One more pilot", pilot_tables.candidate_columns(advice), pilot_tables.candidate_rows(advice))
     screen.say(f"Regret that the plan is left with, by the fit: {advice.regret:.4f} nats of the weighted loss.")
     screen.say(advice.line())
+    if advice.worth:
+        screen.say("note: the value knows the uncertainty of the chosen law, not that of its form.")
     told = pilot_tables.advice_json(advice)
     if not advice.worth or dry_run:
         screen.result(told)
