@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from cptplan.planning import SUPPORTED_LENGTH
 from cptplan.recipes import COMMON
 from cptplan.rehearse import OURS, Rehearsal, Setting
 from cptplan.report.figures import COLOURS, DPI, SET_COLOURS, SOFT, STYLE
@@ -84,6 +85,12 @@ def lines(setting: Setting, found: Rehearsal) -> list[str]:
     count, table, level = len(found.campaigns), summary(found), 0.9
     held = ", ".join(f"{name} {round(found.coverage(name) * count)}" for name in found.campaigns[0].inside)
     best = found.best
+    longer = best.total_steps / setting.project.pilot.total_steps
+    extrapolated = (
+        [f"A run {longer:.0f} times as long as the pilots is planned by cptplan optimize --extrapolate alone."]
+        if longer > SUPPORTED_LENGTH
+        else []
+    )
     return [
         f"With pilots of {pilot_share(setting, found):.1%} of the final run's tokens the plan loses "
         f"{table[OURS]['median']:.4f} nats against the best run there is (median; {table[OURS]['p90']:.4f} or more in "
@@ -92,6 +99,7 @@ def lines(setting: Setting, found: Rehearsal) -> list[str]:
         f"The best run in truth: peak rate {best.peak_lr * setting.lr_unit:.3g}, {best.replay_ratio:.0%} replay, decay "
         f"over the last {best.decay_share:.0%}, from {best.start}, {best.total_steps:,} steps: weighted loss "
         f"{found.optimum[0]:+.3f} nats.",
+        *extrapolated,
     ]
 
 
