@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,26 +15,25 @@ from cptplan.curves import read_curve_directory
 from cptplan.decide import forecaster
 from cptplan.errors import ConfigError, CptplanError, CurveError
 from cptplan.fitting.store import read_fit
-from cptplan.forecast import Forecaster, Interval
+from cptplan.forecast import Forecaster
 from cptplan.laws.history import RunHistory, history_of
 from cptplan.plan import Plan, PlannedRun, read_plan
-from cptplan.watch_alarm import FALSE_ALARMS, Cause, Verdict, judge_run, rivals_of
+from cptplan.watch_ahead import NONE, as_interval, look_ahead
+from cptplan.watch_alarm import FALSE_ALARMS, Verdict, judge_run, rivals_of
 from cptplan.watch_facts import Alarm, Planned, as_it_runs, told_alarms
 from cptplan.watch_model import CurveModel, Points
-from cptplan.watch_options import DEFAULT_DECAY, ways_on
-from cptplan.watch_view import Option, SetView, Watched
+from cptplan.watch_options import DEFAULT_DECAY
+from cptplan.watch_view import SetView, Watched
 from cptplan.watched_run import WatchedRun
 from cptplan.workspace import Workspace
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-GRID = 120  # points of a drawn band
 MOST_POINTS = 200  # of a curve: the model's work grows with their cube
 SAME_SIZE = 1.02  # assumed: counts of one model's parameters differ by what each calls an embedding
-NONE = Points(steps=np.zeros(0, dtype=np.int64), loss=np.zeros(0))
 DIVERGED_NATS = 1.0  # assumed: above the band by so much nothing is learnt any more
-LIKELY = 0.5  # share of the evidence from which on a cause is taken for true
+LEAST_SHARE = 0.01  # of the evidence, for a cause to be named
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,17 +64,16 @@ class Watcher:
             for name, start in self.ready.starts.items()
             if name != chosen.start
         }
-        verdict = judge_run(self.models, actual, points, rivals_of(actual, starts))
-        alarms = [*told_alarms(run, planned), *self._losses_alarm(verdict)]
-        actual = _believed(actual, verdict)
-        now = {name: self._draws(name, actual, points, actual) for name in self.models}
+        usable = {name: self.models[name].usable(thinned(one)) for name, one in points.items()}
+        verdict = judge_run(self.models, actual, usable, rivals_of(actual, starts, tuple(self.models)))
+        alarms = [*told_alarms(run, planned), *_losses_alarm(verdict)]
+        ahead = look_ahead(self.plan, self.models, actual, usable, verdict, self._price)
         views = {
-            name: self._view(name, planned.history, actual, points.get(name, NONE), chosen, now[name])
-            for name in self.models
+            name: ahead.view(model, planned.history, points.get(name, NONE), chosen.losses[name])
+            for name, model in self.models.items()
         }
-        broken = [*self._broken(run, views)]
-        alarms = [*broken, *alarms]
-        complete = run.state == "complete" and run.done >= len(actual.lr)
+        broken = [*_broken(run, views)]
+        complete = run.state == "complete" and run.done >= len(ahead.history.lr)
         return Watched(
             title=run.place.title,
             directory=str(run.place.directory),
@@ -84,17 +81,24 @@ class Watcher:
             fit=self.plan.fit,
             state="failed" if broken and run.state != "complete" else run.state,
             done=run.done,
-            total=len(actual.lr),
+            total=len(ahead.history.lr),
             level=self.plan.level,
             views=views,
-            planned_objective=_as_interval(chosen.objective),
-            now_objective=self._objective(now),
+            planned_objective=as_interval(chosen.objective),
+            now_objective=ahead.objective(ahead.history),
             verdict=verdict,
-            alarms=tuple(alarms),
-            options=() if complete else tuple(self._options(run, actual, points, chosen)),
+            alarms=(*broken, *alarms),
+            options=() if complete else tuple(ahead.options(run.done, chosen.decay_share or DEFAULT_DECAY)),
             failed=bool(broken),
             notes=tuple(dict.fromkeys(notes)),
         )
+
+    def _price(self, tokens: int) -> tuple[float | None, float | None]:
+        """Device hours and money of so many training tokens; None where they are not known."""
+        if self.rates is None:
+            return None, None
+        cost = price(self.project, self.rates, float(tokens))
+        return cost.gpu_hours, cost.price_usd
 
     def _planned_run(self, run: WatchedRun, notes: list[str]) -> PlannedRun:
         """The chosen run, or the rule of thumb beside it when that is what was trained."""
@@ -155,18 +159,17 @@ class Watcher:
                 )
 
     def _points(self, run: WatchedRun, notes: list[str]) -> dict[str, Points]:
-        """The measured points of the plan's sets that the laws are asked about.
+        """The measured points of the plan's sets.
 
         Raises:    CurveError if the run has none of the sets.
         """
         found = {}
-        for name, model in self.models.items():
+        for name in self.models:
             if name not in run.curve.losses:
                 notes.append(f"the run does not measure loss_{name}: its end is the plan's guess")
                 continue
             known = np.isfinite(run.curve.losses[name])
-            points = Points(steps=run.curve.steps[known], loss=run.curve.losses[name][known])
-            found[name] = model.usable(thinned(points))
+            found[name] = Points(steps=run.curve.steps[known], loss=run.curve.losses[name][known])
         if not found:
             raise CurveError(
                 f"run must measure a set of the plan, {', '.join(self.models)}; got {', '.join(run.curve.losses)} in "
@@ -174,103 +177,6 @@ class Watcher:
                 hint="name its columns as the pilots' are",
             )
         return found
-
-    def _losses_alarm(self, verdict: Verdict) -> Iterable[Alarm]:
-        if verdict.alarm_step is None:
-            return
-        yield Alarm(
-            kind="losses",
-            step=verdict.alarm_step,
-            text=f"the losses left the band of what the run does; {FALSE_ALARMS:.0%} of healthy runs ever do",
-            causes=tuple((cause.text, cause.share) for cause in verdict.causes[:3] if cause.share >= 0.01),
-        )
-
-    def _broken(self, run: WatchedRun, views: Mapping[str, SetView]) -> Iterable[Alarm]:
-        """Reasons to call the run failed."""
-        if run.failure is not None:
-            yield Alarm(kind="failed", step=run.done, text=f"the run ended without a result: {run.failure}")
-        if run.not_finite_step is not None and run.state != "complete" and run.not_finite_step >= run.done:
-            yield Alarm(kind="diverged", step=run.done, text="the last training loss is not finite")
-        for name, view in views.items():
-            if not len(view.measured.steps):
-                continue
-            step, loss = int(view.measured.steps[-1]), float(view.measured.loss[-1])
-            high = float(np.interp(step, view.steps, view.high))
-            if loss > high + DIVERGED_NATS:
-                text = f"loss_{name} is {loss:.2f}, {loss - high:.2f} nats above its band: the run has diverged"
-                yield Alarm(kind="diverged", step=step, text=text)
-
-    def _view(
-        self,
-        name: str,
-        planned: RunHistory,
-        actual: RunHistory,
-        points: Points,
-        chosen: PlannedRun,
-        end: FloatArray,
-    ) -> SetView:
-        model, total = self.models[name], len(actual.lr)
-        settled, last_step = min(model.law.settled_step, len(planned.lr)), len(planned.lr)
-        steps = np.unique(np.concatenate([np.linspace(settled, last_step, GRID).astype(np.int64), [last_step]]))
-        band = model.sample(planned, NONE, planned, steps, seed=self._seed(name), measured=True)
-        low, high = _tails(band, self.plan.level)
-        last = int(points.steps[-1]) if len(points.steps) else 0
-        ahead = np.unique(np.linspace(max(last, settled), total, GRID // 2).astype(np.int64))
-        coming = model.sample(actual, points, actual, ahead, seed=self._seed(name))
-        ahead_low, ahead_high = _tails(coming, self.plan.level)
-        return SetView(
-            steps=steps,
-            mean=model.law.mean(planned, steps),
-            low=low,
-            high=high,
-            measured=points,
-            ahead=ahead,
-            ahead_mean=coming.mean(axis=0),
-            ahead_low=ahead_low,
-            ahead_high=ahead_high,
-            planned_end=_as_interval(chosen.losses[name]),
-            now_end=_interval(end, self.plan.level),
-        )
-
-    def _draws(self, name: str, actual: RunHistory, points: Mapping[str, Points], coming: RunHistory) -> FloatArray:
-        """Last losses of one set if the run goes on in some way, shape (draws,); the measured one if it is there."""
-        seen, end = points.get(name, NONE), len(coming.lr)
-        if coming is actual and end in seen.steps:
-            return np.full(1, float(seen.loss[-1]))
-        return self.models[name].sample(actual, seen, coming, np.array([end]), seed=self._seed(name))[:, 0]
-
-    def _options(
-        self, run: WatchedRun, actual: RunHistory, points: Mapping[str, Points], chosen: PlannedRun
-    ) -> Iterable[Option]:
-        """Going on, annealing now, more replay, a lower rate, stopping."""
-        for name, coming in ways_on(actual, run.done, chosen.decay_share or DEFAULT_DECAY).items():
-            total = len(coming.lr)
-            draws = {one: self._draws(one, actual, points, coming) for one in self.models}
-            left = (total - run.done) * self.plan.batch_tokens
-            cost = price(self.project, self.rates, float(left)) if self.rates is not None and left else None
-            yield Option(
-                name=name,
-                total_steps=total,
-                losses={one: _interval(values, self.plan.level) for one, values in draws.items()},
-                objective=self._objective(draws),
-                tokens_left=left,
-                tokens_saved=(len(actual.lr) - total) * self.plan.batch_tokens,
-                gpu_hours_left=0.0 if not left else cost.gpu_hours if cost is not None else None,
-                usd_left=0.0 if not left else cost.price_usd if cost is not None else None,
-            )
-
-    def _objective(self, draws: Mapping[str, FloatArray]) -> Interval:
-        """Weighted change of loss against the base model, nats per token."""
-        base, weights = self.plan.base_losses, self.plan.weights
-        size = max(len(values) for values in draws.values())
-        rng = np.random.default_rng(7)
-        # draws come sorted by the scale of their spread: sets are independent of each other, so their orders must be
-        mixed = {name: rng.permutation(np.resize(values, size)) for name, values in draws.items()}
-        total = sum(weight * (mixed[name] - base[name]) for name, weight in weights.items() if weight > 0)
-        return _interval(np.asarray(total), self.plan.level)
-
-    def _seed(self, name: str) -> int:
-        return list(self.models).index(name)
 
 
 def open_watcher(project: Project, workspace: Workspace, plan: Path | None = None) -> Watcher:
@@ -317,23 +223,31 @@ def thinned(points: Points) -> Points:
     return Points(steps=points.steps[kept], loss=points.loss[kept])
 
 
-def _believed(actual: RunHistory, verdict: Verdict) -> RunHistory:
-    """What the run is taken to do: as it says, or as the likely cause of an alarm."""
-    best: Cause | None = verdict.causes[0] if verdict.causes else None
-    if verdict.alarm_step is None or best is None or best.history is None or best.share < LIKELY:
-        return actual
-    return best.history
+def _losses_alarm(verdict: Verdict) -> Iterable[Alarm]:
+    """That the losses left their band, with what explains them best."""
+    if verdict.alarm_step is None:
+        return
+    yield Alarm(
+        kind="losses",
+        step=verdict.alarm_step,
+        text=f"the losses left the band of what the run does; at most {FALSE_ALARMS:.0%} of healthy runs ever do",
+        causes=tuple((cause.text, cause.share) for cause in verdict.causes[:3] if cause.share >= LEAST_SHARE),
+    )
 
 
-def _tails(draws: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
-    low, high = np.percentile(draws, [50.0 * (1.0 - level), 50.0 * (1.0 + level)], axis=0)
-    return low, high
-
-
-def _interval(draws: FloatArray, level: float) -> Interval:
-    low, high = _tails(draws, level)
-    return Interval(mean=float(draws.mean()), low=float(low), high=float(high))
-
-
-def _as_interval(expected: Any) -> Interval:
-    return Interval(mean=expected.mean, low=expected.low, high=expected.high)
+def _broken(run: WatchedRun, views: Mapping[str, SetView]) -> Iterable[Alarm]:
+    """Reasons to call the run failed."""
+    if run.failure is not None:
+        yield Alarm(kind="failed", step=run.done, text=f"the run ended without a result: {run.failure}")
+    if run.not_finite_step is not None and run.state != "complete" and run.not_finite_step >= run.done:
+        yield Alarm(kind="diverged", step=run.done, text="the last training loss is not finite")
+    for name, view in views.items():
+        if not len(view.measured.steps):
+            continue
+        step, loss = int(view.measured.steps[-1]), float(view.measured.loss[-1])
+        # before the law speaks, the loss of the start is what a run must not leave upwards
+        before = float(view.measured.loss[0])
+        high = float(np.interp(step, view.steps, view.high)) if step >= view.steps[0] else before
+        if loss > high + DIVERGED_NATS:
+            text = f"loss_{name} is {loss:.2f}, {loss - high:.2f} nats above its band: the run has diverged"
+            yield Alarm(kind="diverged", step=step, text=text)

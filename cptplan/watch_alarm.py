@@ -10,7 +10,7 @@ a mixture with weights given beforehand. Under the plan it is a martingale that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ FALSE_ALARMS = 0.05
 """Share of healthy runs in which an alarm may ever be raised; 200 virtual ones are in experiments/04_watch."""
 LR_FACTORS = (0.125, 0.25, 0.5, 0.7, 1.4, 2.0, 4.0, 8.0)
 REPLAY_GRID = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+GAINS = (0.5, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5)  # of what a set changes
 OTHER_REPLAY = 0.04  # nearer ratios are the same plan
 SHIFTS = (-1.0, 1.0)  # standard deviations that innovations move by
 SPREADS = (3.0, 10.0)  # times that innovations grow by
@@ -37,11 +38,13 @@ class Rival:
     """Another run that might be going on instead of the planned one."""
 
     kind: str
-    """lr, replay or start."""
+    """lr, replay, start, or data of a set."""
     value: float
-    """Factor of the rate; replay ratio; 0 for a start."""
+    """Factor of the rate; replay ratio; factor of what a set changes; 0 for a start."""
     text: str
     history: RunHistory
+    gains: Mapping[str, float] = field(default_factory=dict)
+    """Factor of what the run changes, by validation set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,11 +52,11 @@ class Cause:
     """One explanation of the measured curve."""
 
     kind: str
-    """lr, replay, start, <set> alone, or unknown."""
+    """lr, replay, start, data of <set>, <set> alone, or unknown."""
     text: str
     share: float
     """Of all rivals' evidence, in [0, 1]."""
-    history: RunHistory | None
+    rival: Rival | None
     """What the run does then; None where no law says it."""
 
 
@@ -77,10 +80,12 @@ class Verdict:
         return int(self.steps[over[0]]) if len(over) else None
 
 
-def rivals_of(planned: RunHistory, starts: Mapping[str, RunHistory]) -> tuple[Rival, ...]:
-    """The same run with another rate or replay ratio throughout, or from another start.
+def rivals_of(
+    planned: RunHistory, starts: Mapping[str, RunHistory], sets: Sequence[str] = ("general", "domain")
+) -> tuple[Rival, ...]:
+    """The same run with another rate or replay ratio throughout, from another start, or on other data.
 
-    Args:      starts: the planned run begun elsewhere, by name of the start.
+    Args:      starts: the planned run begun elsewhere, by name of the start. sets: validation sets.
     """
     replay = float(planned.replay_ratio.mean())
     found = [
@@ -105,6 +110,18 @@ def rivals_of(planned: RunHistory, starts: Mapping[str, RunHistory]) -> tuple[Ri
     found += [
         Rival(kind="start", value=0.0, text=f"the run began from {name}, not from the planned start", history=history)
         for name, history in starts.items()
+    ]
+    found += [
+        Rival(
+            kind=f"data of {name}",
+            value=gain,
+            text=f"loss_{name} changes about {abs(gain - 1.0):.0%} {'more' if gain > 1.0 else 'less'} than the pilots' "
+            "did: other data?",
+            history=planned,
+            gains={name: gain},
+        )
+        for name in sets
+        for gain in GAINS
     ]
     return tuple(found)
 
@@ -148,7 +165,10 @@ def _against(
     """log p(points | rival) - log p(points | plan) after each step."""
     total = np.zeros(len(steps))
     for name, one in plain.items():
-        other = models[name].evidence(rival.history, points[name])
+        gain = rival.gains.get(name, 1.0)
+        if gain == 1.0 and rival.gains:
+            continue  # as planned
+        other = replace(models[name], gain=gain).evidence(rival.history, points[name])
         total += _on(steps, points[name].steps, other.log_density - one.log_density)
     return total
 
@@ -183,18 +203,18 @@ def _average(paths: Sequence[FloatArray]) -> FloatArray:
 
 def _causes(rivals: Sequence[Rival], named: Sequence[FloatArray], lost: Mapping[str, FloatArray]) -> tuple[Cause, ...]:
     """Explanations by what they have of the evidence at the last step, the best rival of each kind alone."""
-    weights: list[tuple[float, str, str, RunHistory | None]] = []
+    weights: list[tuple[float, str, str, Rival | None]] = []
     for kind in dict.fromkeys(rival.kind for rival in rivals):
         mine = [n for n, rival in enumerate(rivals) if rival.kind == kind]
         best = max(mine, key=lambda n: float(named[n][-1]))
         total = float(logsumexp([named[n][-1] for n in mine]) - np.log(len(rivals)))
-        weights.append((total, kind, rivals[best].text, rivals[best].history))
+        weights.append((total, kind, rivals[best].text, rivals[best]))
     for kind, path in lost.items():
         text = "losses move as no rate, replay or start explains" if kind == "unknown" else f"loss_{kind} has moved"
         weights.append((float(path[-1] - np.log(len(lost))), kind, text, None))
     whole = logsumexp([weight for weight, *_ in weights])
     found = [
-        Cause(kind=kind, text=text, share=float(np.exp(weight - whole)), history=history)
-        for weight, kind, text, history in weights
+        Cause(kind=kind, text=text, share=float(np.exp(weight - whole)), rival=rival)
+        for weight, kind, text, rival in weights
     ]
     return tuple(sorted(found, key=lambda cause: -cause.share))

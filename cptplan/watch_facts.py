@@ -61,18 +61,21 @@ def told_alarms(run: WatchedRun, planned: Planned) -> tuple[Alarm, ...]:
 
 
 def actual_rates(run: WatchedRun) -> FloatArray:
-    """Rate of every step: as recorded, with what was logged in its place; the rest goes on as the log ends."""
-    rates = run.curve.lr()
-    inside = run.lr_steps[(run.lr_steps > 0) & (run.lr_steps <= len(rates))]
-    if not len(inside):
+    """Rate of every step: as recorded, times by what the log departs from it.
+
+    A step that was not logged departs as the next logged one does, the rest of the run as the last.
+    """
+    rates = run.curve.lr().copy()
+    inside = (run.lr_steps > 0) & (run.lr_steps <= len(rates))
+    steps, logged = run.lr_steps[inside], run.lr[inside]
+    if not len(steps):
         return rates
-    logged = run.lr[(run.lr_steps > 0) & (run.lr_steps <= len(rates))]
-    recorded = rates[inside - 1]
-    known = np.flatnonzero(recorded > 0)
-    factor = float(logged[known[-1]] / recorded[known[-1]]) if len(known) else 1.0
-    rates = rates.copy()
-    rates[int(inside[-1]) :] *= factor if abs(factor - 1.0) > SAME_RATE else 1.0
-    rates[inside - 1] = logged
+    recorded = rates[steps - 1]
+    factors = np.where(recorded > 0, logged / np.where(recorded > 0, recorded, 1.0), 1.0)
+    factors = np.where(np.abs(factors - 1.0) > SAME_RATE, factors, 1.0)
+    nearest = np.minimum(np.searchsorted(steps, np.arange(1, len(rates) + 1)), len(steps) - 1)
+    rates *= factors[nearest]
+    rates[steps - 1] = logged
     return rates
 
 

@@ -11,11 +11,11 @@ draws are reweighted, and no weights can collapse.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve, solve_triangular
+from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 from scipy.stats import chi2, norm
 
@@ -33,6 +33,7 @@ NUM_DRAWS = 1024
 MISFIT_MEMORY = 2.0  # in the logarithm of the step: half of the run says 70 % of its end
 RATE_MEMORY = 0.5  # in shares of the peak rate: what is missed at the peak says 14 % of what is missed annealed
 NEAR_MEMORY = 0.15  # of the half of an evaluation's noise that its neighbours share
+MISFITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 LARGEST_SPREAD = 1.0  # fits that differ by more than the loss itself say nothing
 MOST_TRANSIENT = 3.0  # times the late error: the first jump, where the law is not fitted, cannot swallow what follows
 
@@ -66,6 +67,20 @@ class CurveModel:
     """The model of one validation set."""
 
     law: FittedLaw
+    misfit: float = 1.0
+    """Factor of the misfit: 1 for a run of the pilots' kind."""
+    gain: float = 1.0
+    """Factor of all that the run changes since its first step: 1 for data of the pilots' kind."""
+
+    def loosened(self, history: RunHistory, points: Points) -> CurveModel:
+        """The model with the misfit that makes the points most probable: for a run that nothing known explains.
+
+        Then the law's word counts less, the run's own points more, and intervals are as wide as it takes.
+        """
+        if not len(points.steps):
+            return self
+        models = [replace(self, misfit=factor) for factor in MISFITS]
+        return max(models, key=lambda model: float(model.evidence(history, points).log_density[-1]))
 
     def usable(self, points: Points) -> Points:
         """The points that the law is asked about: step 0 and from where it was fitted."""
@@ -111,56 +126,28 @@ class CurveModel:
                    evaluation.
         """
         mean, spread = self._features(coming, steps)
-        fixed = self._covariance(coming, steps, coming, steps)
-        fixed = fixed + self._own_noise(len(steps)) * measured
-        weights = np.full(NUM_SCALES, 1.0 / NUM_SCALES)
-        if len(points.steps):
-            log_density = self._final_densities(history, points)
-            weights = np.exp(log_density - logsumexp(log_density))
-        rng = np.random.default_rng(seed)
+        fixed = self._covariance(coming, steps, coming, steps) + self._own_noise(len(steps)) * measured
+        before, seen_spread = self._features(history, points.steps)
+        relative = points.loss / before - 1.0
+        seen = self._covariance(history, points.steps, history, points.steps) + self._own_noise(len(before))
+        crossed = self._covariance(history, points.steps, coming, steps)
+        log_density, centres, roots = [], [], []
+        for scale in self._scales():
+            lower = np.linalg.cholesky(seen + scale**2 * seen_spread @ seen_spread.T)
+            scaled = solve_triangular(lower, relative, lower=True)
+            gain = solve_triangular(lower, crossed + scale**2 * seen_spread @ spread.T, lower=True)
+            values, vectors = np.linalg.eigh(fixed + scale**2 * spread @ spread.T - gain.T @ gain)
+            log_density.append(float(np.sum(norm.logpdf(scaled) - np.log(np.diag(lower)))))
+            centres.append(gain.T @ scaled)
+            roots.append(vectors * np.sqrt(np.maximum(values, 0.0)))
+        weights = np.exp(np.array(log_density) - logsumexp(log_density))
         counts = np.diff(np.floor(np.cumsum([0.0, *weights]) * NUM_DRAWS + 0.5).astype(np.int64))
-        drawn = []
-        for scale, count in zip(self._scales(), counts.tolist(), strict=True):
-            if not count:
-                continue
-            centre, covariance = np.zeros(len(steps)), fixed + scale**2 * spread @ spread.T
-            if len(points.steps):
-                centre, covariance = self._condition(history, points, coming, steps, scale, spread, covariance)
-            values, vectors = np.linalg.eigh(covariance)
-            root = vectors * np.sqrt(np.maximum(values, 0.0))
+        rng, drawn = np.random.default_rng(seed), []
+        for centre, root, count in zip(centres, roots, counts.tolist(), strict=True):
             half = rng.standard_normal((count - count // 2, len(steps)))
             both = np.vstack([half, -half])[:count]  # mirrored, so that the mean is exact
             drawn.append(centre + both @ root.T)
         return np.asarray(mean * (1.0 + np.concatenate(drawn)))
-
-    def _condition(
-        self,
-        history: RunHistory,
-        points: Points,
-        coming: RunHistory,
-        steps: IntArray,
-        scale: float,
-        spread: FloatArray,
-        covariance: FloatArray,
-    ) -> tuple[FloatArray, FloatArray]:
-        """Mean and covariance of the relative losses to come, given those measured and the scale of the spread."""
-        mean, before = self._features(history, points.steps)
-        own = self._covariance(history, points.steps, history, points.steps) + self._own_noise(len(mean))
-        shared = self._covariance(history, points.steps, coming, steps) + scale**2 * before @ spread.T
-        factor = np.linalg.cholesky(own + scale**2 * before @ before.T), True
-        gain = cho_solve(factor, shared)
-        return gain.T @ (points.loss / mean - 1.0), covariance - shared.T @ gain
-
-    def _final_densities(self, history: RunHistory, points: Points) -> FloatArray:
-        """log p(all points | scale), shape (NUM_SCALES,)."""
-        mean, spread = self._features(history, points.steps)
-        fixed = self._covariance(history, points.steps, history, points.steps) + self._own_noise(len(mean))
-        found = []
-        for scale in self._scales():
-            lower = np.linalg.cholesky(fixed + scale**2 * spread @ spread.T)
-            scaled = solve_triangular(lower, points.loss / mean - 1.0, lower=True)
-            found.append(float(np.sum(norm.logpdf(scaled) - np.log(np.diag(lower)))))
-        return np.array(found)
 
     def _scales(self) -> FloatArray:
         """h of Student's t with as many degrees of freedom as the jackknife has, equally probable values."""
@@ -170,6 +157,9 @@ class CurveModel:
     def _features(self, history: RunHistory, steps: IntArray) -> tuple[FloatArray, FloatArray]:
         """The law's mean, nats, shape (points,), and the jackknife's directions over it, shape (points, fits)."""
         mean = self.law.mean(history, steps)
+        if self.gain != 1.0:
+            first = float(self.law.mean(history, np.zeros(1, dtype=np.int64))[0])
+            mean = first + self.gain * (mean - first)
         without = np.stack([predict(self.law.law, one, history, steps) for one in self.law.left_out])
         count = len(without)
         spread = np.sqrt((count - 1) / count) * (without - without.mean(axis=0)) / mean
@@ -181,7 +171,7 @@ class CurveModel:
         apart = np.abs(self._clock(at)[:, None] - self._clock(to))
         turned = np.abs(_share_of_peak(one, at)[:, None] - _share_of_peak(other, to))
         own = OWN_SHARE**2 * (law.noise**2 + law.discrepancy**2)
-        misfit = law.in_sample_error**2 * np.exp(-apart / MISFIT_MEMORY - turned / RATE_MEMORY)
+        misfit = (self.misfit * law.in_sample_error) ** 2 * np.exp(-apart / MISFIT_MEMORY - turned / RATE_MEMORY)
         jump = self._jump(at)[:, None] * self._jump(to) * np.exp(-apart / MISFIT_MEMORY)
         return np.asarray(own + misfit + jump + 0.5 * law.noise**2 * np.exp(-apart / NEAR_MEMORY))
 

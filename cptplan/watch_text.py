@@ -17,7 +17,7 @@ Words = Callable[[Interval], str]
 
 PLOT_ROWS, LEAST_COLUMNS, MOST_COLUMNS = 9, 30, 100
 LABEL = 7  # characters of a number beside a plot
-SHOWN_BELOW = 0.1  # of the range of what was measured that is drawn above and below it, at least
+MARGIN = 0.1  # of the range of what is drawn, above and below it
 
 ENDS = ("", "now", "plan for now", "planned end", "expected end")
 
@@ -137,7 +137,7 @@ def plot_lines(name: str, view: SetView, total: int, columns: int) -> list[str]:
     low, high, mean = (np.interp(at, view.steps, line, right=np.nan) for line in (view.low, view.high, view.mean))
     shown = view.measured.steps >= view.steps[0]
     steps, loss = view.measured.steps[shown], view.measured.loss[shown]
-    bottom, top = _range(low, high, loss, view)
+    bottom, top = _range(view)
     rows = [[" "] * width for _ in range(PLOT_ROWS)]
 
     def row(value: float) -> int:
@@ -161,13 +161,13 @@ def plot_lines(name: str, view: SetView, total: int, columns: int) -> list[str]:
     return [f"loss_{name}: o measured, X outside, - planned, . band, + expected", *lines, axis]
 
 
-def _range(low: FloatArray, high: FloatArray, loss: FloatArray, view: SetView) -> tuple[float, float]:
-    """Lowest and highest loss to draw: the later half of the band and what was measured there, and the band's start."""
-    half = len(low) // 4
-    values = np.concatenate([low[half:], high[half:], loss[view.measured.steps[-len(loss) :] > view.steps[-1] // 4]])
-    values = values[np.isfinite(values)]
+def _range(view: SetView) -> tuple[float, float]:
+    """Lowest and highest loss to draw: what is planned and measured after a quarter of the run, and a margin."""
+    late = view.steps[-1] // 4
+    drawn = view.low[view.steps >= late], view.high[view.steps >= late], view.measured.loss[view.measured.steps > late]
+    values = np.concatenate(drawn)
     bottom, top = float(values.min()), float(values.max())
-    margin = SHOWN_BELOW * max(top - bottom, 1e-6)
+    margin = MARGIN * max(top - bottom, 1e-6)
     return bottom - margin, top + margin
 
 

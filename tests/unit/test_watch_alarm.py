@@ -47,7 +47,7 @@ def test_innovations_that_are_normal_give_no_evidence():
     [
         (record(lr_factor=2.0), "lr", "2 times", 0.3),
         (record(lr_factor=0.5), "lr", "0.5 times", 0.5),
-        (record(replay=0.6), "replay", "60%", 0.5),
+        (record(replay=0.6), "replay", "60%", 0.9),
         (record(replay=0.0), "replay", "0%", 0.3),
         (record(parent_step=STABLE), "start", "stable", 0.2),
     ],
@@ -60,6 +60,16 @@ def test_fault_is_found_early_and_blamed_on_its_cause(made, kind, words, within)
     assert found.causes[0].kind == kind
     assert words in found.causes[0].text
     assert sum(cause.share for cause in found.causes) == pytest.approx(1.0)
+
+
+def test_a_domain_that_is_learnt_less_is_blamed_on_its_data():
+    seen = points(record())
+    first = seen["domain"].loss[0]
+    seen["domain"] = Points(steps=AT, loss=first + 0.7 * (seen["domain"].loss - first))
+    found = judge(seen)
+    assert found.alarm_step is not None
+    assert found.causes[0].kind == "data of domain"
+    assert "30% less" in found.causes[0].text
 
 
 def test_a_run_as_planned_raises_nothing():
@@ -110,9 +120,9 @@ def test_nothing_measured_is_no_evidence():
 
 
 def test_rivals_are_other_runs():
-    assert {rival.kind for rival in RIVALS} == {"lr", "replay", "start"}
+    assert {rival.kind for rival in RIVALS} == {"lr", "replay", "start", "data of general", "data of domain"}
     replays = [rival.value for rival in RIVALS if rival.kind == "replay"]
     assert all(abs(value - 0.2) >= OTHER_REPLAY for value in replays)
     assert all(not np.array_equal(r.history.lr, PLANNED.lr) for r in RIVALS if r.kind == "lr")
-    assert len(RIVALS[-1].history.pretrain_lr) == STABLE
+    assert [len(r.history.pretrain_lr) for r in RIVALS if r.kind == "start"] == [STABLE]
     assert len(PLANNED.pretrain_lr) == END
