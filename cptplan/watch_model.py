@@ -171,7 +171,9 @@ class CurveModel:
         apart = np.abs(self._clock(at)[:, None] - self._clock(to))
         turned = np.abs(_share_of_peak(one, at)[:, None] - _share_of_peak(other, to))
         own = OWN_SHARE**2 * (law.noise**2 + law.discrepancy**2)
-        misfit = (self.misfit * law.in_sample_error) ** 2 * np.exp(-apart / MISFIT_MEMORY - turned / RATE_MEMORY)
+        # what goes beyond the pilots' misfit has another reason, which need not pass when the rate falls
+        more = (self.misfit**2 - 1.0) * np.exp(-apart / MISFIT_MEMORY)
+        misfit = law.in_sample_error**2 * (np.exp(-apart / MISFIT_MEMORY - turned / RATE_MEMORY) + more)
         jump = self._jump(at)[:, None] * self._jump(to) * np.exp(-apart / MISFIT_MEMORY)
         return np.asarray(own + misfit + jump + 0.5 * law.noise**2 * np.exp(-apart / NEAR_MEMORY))
 

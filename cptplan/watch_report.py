@@ -78,8 +78,9 @@ def draw_watch(found: Watched) -> bytes:
             if column == 0:
                 axes.set_ylabel("validation loss, nats per token")
         _draw_evidence(figure.add_subplot(grid[1, :]), found)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=4, columnspacing=1.6)
+        pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes[: len(found.views)]]
+        known = {label: handle for pair in reversed(pairs) for handle, label in pair}
+        figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=5, columnspacing=1.6)
         FigureCanvasAgg(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})

@@ -74,9 +74,10 @@ def test_line(found: Watched) -> str:
         return "test: nothing to judge yet: the law speaks from the end of the first jump on"
     evidence = float(np.exp(min(found.verdict.log_evidence.max(), 700.0)))
     threshold = 1.0 / FALSE_ALARMS
-    said = "left its band" if found.verdict.alarm_step is not None else "inside its band"
+    left = found.verdict.alarm_step is not None
     return (
-        f"test: {said}; evidence against the plan at most {evidence:.3g} so far, alarm at {threshold:.0f} "
+        f"test: {'left' if left else 'inside'} its band; highest evidence against the plan {evidence:.3g}, alarm at "
+        f"{threshold:.0f} "
         f"(at most {FALSE_ALARMS:.0%} of healthy runs, over their whole length)"
     )
 

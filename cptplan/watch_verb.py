@@ -73,7 +73,8 @@ def watch(
             f"run must stay near its plan; got {worst.text} in {found.directory}.",
             hint="go back to a checkpoint before it, with a lower rate",
         )
-    screen.next_command(f"cptplan select {run}" if found.state == "complete" else f"cptplan watch {run} -o {out}")
+    after = f"cptplan select {place.directory}" if place.is_run else f"cptplan fit {place.directory}"
+    screen.next_command(after if found.state == "complete" else f"cptplan watch {run} -c {config} -o {out}")
 
 
 def _look(watcher: Watcher, place: Place, screen: Screen, interval: float, *, patient: bool) -> Watched:
