@@ -85,7 +85,7 @@ class Watcher:
             level=self.plan.level,
             views=views,
             planned_objective=as_interval(chosen.objective),
-            now_objective=ahead.objective(ahead.history),
+            now_objective=ahead.objective(),
             verdict=verdict,
             alarms=(*broken, *alarms),
             options=() if complete else tuple(ahead.options(run.done, chosen.decay_share or DEFAULT_DECAY)),

@@ -77,10 +77,13 @@ class Ahead:
             return np.full(1, float(seen.loss[-1]))
         return self.models[name].sample(self.history, seen, coming, np.array([end]), seed=self._seed(name))[:, 0]
 
-    def objective(self, coming: RunHistory) -> Interval:
-        """Weighted change of loss against the base model if the run goes on in some way, nats per token."""
+    def objective(self) -> Interval:
+        """Weighted change of loss against the base model if the run goes on as it does, nats per token."""
+        return self._weighted({name: self.draws(name, self.history) for name in self.models})
+
+    def _weighted(self, draws: Mapping[str, FloatArray]) -> Interval:
         base, weights = self.plan.base_losses, self.plan.weights
-        drawn = {name: self.draws(name, coming) for name in self.models if weights.get(name, 0.0) > 0}
+        drawn = {name: values for name, values in draws.items() if weights.get(name, 0.0) > 0}
         size = max(len(values) for values in drawn.values())
         rng = np.random.default_rng(7)
         # draws come sorted by the scale of their spread: sets are independent of each other, so their orders must be
@@ -97,11 +100,12 @@ class Ahead:
             total, batch = len(coming.lr), self.plan.batch_tokens
             left = max(total - done, 0) * batch
             hours, usd = self.price(left) if left else (0.0, 0.0)
+            draws = {one: self.draws(one, coming) for one in self.models}
             yield Option(
                 name=name,
                 total_steps=total,
-                losses={one: _interval(self.draws(one, coming), self.plan.level) for one in self.models},
-                objective=self.objective(coming),
+                losses={one: _interval(values, self.plan.level) for one, values in draws.items()},
+                objective=self._weighted(draws),
                 tokens_left=left,
                 tokens_saved=(len(self.history.lr) - total) * batch,
                 gpu_hours_left=hours,

@@ -173,8 +173,10 @@ class Campaign:
         return ("-c", str(self.config), "-o", str(self.root))
 
 
+@cache
 def make_campaign(directory: Path) -> Campaign:
-    """Curves of a base and two pilots, one from each start; a fit that knows the truth; a plan from it."""
+    """Curves of a base and the designed pilots; a fit that knows the truth; a plan from it. Once for a directory."""
+    directory.mkdir()
     (directory / "cptplan.yaml").write_text(PROJECT)
     for name in ("stable", "annealed"):
         (directory / name).mkdir()

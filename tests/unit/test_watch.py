@@ -19,7 +19,7 @@ from cptplan.workspace import Workspace
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory):
-    return make_campaign(tmp_path_factory.mktemp("watched"))
+    return make_campaign(tmp_path_factory.getbasetemp() / "watched")
 
 
 def kinds(found):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from watch_examples import make_campaign, write_run
 
+from cptplan import watch_verb
 from cptplan.watch_report import draw_watch, headline, render_watch
 
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory):
-    return make_campaign(tmp_path_factory.mktemp("watched"))
+    return make_campaign(tmp_path_factory.getbasetemp() / "watched")
 
 
 def test_once_says_all_and_writes_a_page(cptplan, campaign, tmp_path):
@@ -77,31 +77,43 @@ def test_bad_input_is_one_line(cptplan, campaign, tmp_path, arguments, says):
     cptplan.assert_refused("watch", *given, *campaign.arguments, says=says)
 
 
-def test_watching_goes_on_until_the_result(cptplan, campaign, tmp_path):
-    """Nothing evaluated, then half, then torn, then whole: the verb waits, speaks again, and ends."""
-    directory = tmp_path / "final"
+def test_watching_goes_on_until_the_result(cptplan, campaign, tmp_path, monkeypatch):
+    """Nothing evaluated, then a third, then a torn line, then whole: the verb waits, speaks again, and ends."""
+    directory, told = tmp_path / "final", campaign.planned_record()
     directory.mkdir()
     (directory / "spec.json").write_text('{"name": "final"}')
-    told = campaign.planned_record()
 
-    def train():
-        time.sleep(0.5)
-        write_run(directory, told, share=0.3)
-        time.sleep(1.0)
+    def tear():
         with (directory / "metrics.jsonl").open("a") as file:
             file.write('{"step": 700, "tra')
-        time.sleep(0.5)
-        write_run(directory, told)
 
-    trainer = threading.Thread(target=train)
-    trainer.start()
-    said = cptplan("watch", directory, "--interval", "0.1", *campaign.arguments, "--json")
-    trainer.join()
+    training = [lambda: write_run(directory, told, share=0.3), tear, lambda: write_run(directory, told)]
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        training.pop(0)()
+
+    monkeypatch.setattr(watch_verb, "time", SimpleNamespace(sleep=sleep))
+    said = cptplan("watch", directory, "--interval", "7", *campaign.arguments, "--json")
     assert said.code == 0, said.err
+    assert slept == [7.0] * 3
     assert "waiting: run must have been evaluated" in said.err
     assert json.loads(said.out)["state"] == "complete"
-    assert re.findall(r"final: step ([\d,]+) of 2,000", said.err)[-1] == "2,000"
+    # the torn line is nothing new, so it is not told
+    assert re.findall(r"final: step ([\d,]+) of 2,000", said.err) == ["591", "2,000"]
     assert "next: cptplan select" in said.err
+
+
+def test_a_curve_that_stays_broken_ends_the_wait(cptplan, campaign, tmp_path, monkeypatch):
+    directory = write_run(tmp_path / "final", campaign.planned_record(), share=0.3)
+    (directory / "curve.json").write_text("{")
+    slept = []
+    monkeypatch.setattr(watch_verb, "time", SimpleNamespace(sleep=slept.append))
+    said = cptplan("watch", directory, *campaign.arguments)
+    assert said.code == 2
+    assert slept == [30.0] * (watch_verb.PATIENCE - 1)
+    assert "error: file must be JSON" in said.err
 
 
 def test_page_escapes_names_and_refreshes_while_it_runs(campaign, tmp_path):
