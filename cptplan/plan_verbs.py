@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cptplan.console import Screen
+from cptplan.errors import ConfigError
 
 if TYPE_CHECKING:
     from cptplan.plan import Plan
@@ -71,7 +72,11 @@ def optimize(
     override = [*override, *(f"{key}={value}" for key, value in given.items() if value is not None)]
     project, workspace = read_project(config, override), Workspace(root=out)
     workspace.check(project)
-    fit_dir = fit or workspace.latest("fits")
+    try:
+        fit_dir = fit or workspace.latest("fits")
+    except ConfigError:
+        decide.goal_weights(project, weights)  # what is wrong with the weights can be said without a fit
+        raise
     shares = decide.goal_weights(project, weights, decide.fitted_sets(fit_dir))
     with screen.stage("optimize"):
         directory, plan = decide.optimize(

@@ -323,7 +323,7 @@ def test_no_curves(cptplan, tmp_path, name):
         (("cost", "--tokens", "x"), "--tokens must come with --model; got 'x' alone"),
         (("cost", "--model", "base", "--tokens", "x"), "--tokens must be a number of tokens; got 'x'"),
         (("cost", "--model", "base"), "--tokens must be a number of tokens; got None"),
-        (("cost", "--model", "bse", "--tokens", "1B"), "file must exist; got no bse/config.json"),
+        (("cost", "--model", "bse", "--tokens", "1B"), "model must be a size, a directory with config.json, or a hub id; got 'bse'"),
         (("cost", "--model", "base", "--tokens", "1B", "--gpu", "h10"), "h10"),
         (("optimize", "--weights", "general=-1"), "weights must be >= 0; got general=-1 in --weights"),
         (("optimize", "--weights", "general=0,domain=0"), "weights must not all be zero"),
@@ -360,6 +360,8 @@ def test_broken_plan(cptplan, project, verb):
     path.write_text('{"schema_version": 1')
     cptplan.assert_refused(verb, says=r"file must be JSON; got .*plans/abc/plan.json")
     path.write_text('{"schema_version": 1}')
+    cptplan.assert_refused(verb, says=r"schema_version must be 2; got 1 in .*plans/abc/plan.json")
+    path.write_text('{"schema_version": 2}')
     cptplan.assert_refused(verb, says=r"must be given; it is missing in .*plans/abc/plan.json")
     path.unlink()
     cptplan.assert_refused(verb, says=r"file must exist; got no .*plans/abc/plan.json")

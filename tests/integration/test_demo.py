@@ -159,7 +159,8 @@ def test_fit_and_study_can_be_read(demo, plan):
         assert len(law.left_out) >= len(PILOTS)
     journal = workspace.latest("plans") / "study.journal"
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
-    study = optuna.load_study(study_name="plan", storage=storage)
+    (name,) = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
     assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE])) > 30
     assert study.best_trial.params["start"] in {"stable", "annealed"}
 
