@@ -323,7 +323,10 @@ def test_no_curves(cptplan, tmp_path, name):
         (("cost", "--tokens", "x"), "--tokens must come with --model; got 'x' alone"),
         (("cost", "--model", "base", "--tokens", "x"), "--tokens must be a number of tokens; got 'x'"),
         (("cost", "--model", "base"), "--tokens must be a number of tokens; got None"),
-        (("cost", "--model", "bse", "--tokens", "1B"), "model must be a size, a directory with config.json, or a hub id; got 'bse'"),
+        (
+            ("cost", "--model", "bse", "--tokens", "1B"),
+            "model must be a size, a directory with config.json, or a hub id; got 'bse'",
+        ),
         (("cost", "--model", "base", "--tokens", "1B", "--gpu", "h10"), "h10"),
         (("optimize", "--weights", "general=-1"), "weights must be >= 0; got general=-1 in --weights"),
         (("optimize", "--weights", "general=0,domain=0"), "weights must not all be zero"),
