@@ -92,7 +92,7 @@ class RunSpec(Contract):
     compile: bool = False
     seed: NonNegative = 0
     eval_steps: tuple[NonNegative, ...] | None = None
-    """Steps after which validation runs; None: default_eval_steps. 0, keep_steps, tasks.steps and the last are added."""
+    """Steps after which validation runs; None: default_eval_steps. 0, keep_steps, tasks.steps and the last come too."""
     checkpoint_every: Positive = 200
     keep_checkpoints: Positive = 2
     """Checkpoints to resume from that are kept; the older ones are dropped."""
