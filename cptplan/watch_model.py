@@ -28,8 +28,8 @@ IntArray = NDArray[np.int64]
 
 NUM_SCALES = 12  # of h; measured: ends of intervals within half a hundredth of their width of those with 48
 NUM_DRAWS = 1024
-# The next two were chosen on 28 real runs on CPU, several of one campaign: with them 90 % intervals of the end held in 95,
-# 93 and 93 % of cases at 25, 50 and 75 % of the run. The rms residual of the pilots is the size of the misfit.
+# The next two were chosen on 28 real runs on CPU, several of one campaign: with them 90 % intervals of the end held in
+# 95, 93 and 93 % of cases at 25, 50 and 75 % of the run. The rms residual of the pilots is the size of the misfit.
 MISFIT_MEMORY = 2.0  # in the logarithm of the step: half of the run says 70 % of its end
 RATE_MEMORY = 0.5  # in shares of the peak rate: what is missed at the peak says 14 % of what is missed annealed
 NEAR_MEMORY = (
