@@ -5,7 +5,6 @@ Read from run directories (metrics.jsonl, spec.json, curve.json) and from curve 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cptplan.curves import LOSS_PREFIX, LossCurve, read_curve, read_curve_directory
-from cptplan.errors import ConfigError, CurveError
+from cptplan.errors import ConfigError
+from cptplan.metrics import read_metrics
 from cptplan.run_spec import RunSpec, read_run_spec
 
 FloatArray = NDArray[np.float64]
@@ -119,7 +119,7 @@ def read_run_log(directory: Path) -> RunLog:
 
     Raises:    CurveError for a line that is no JSON object with a step; ConfigError for a broken spec.
     """
-    records = _records(directory / METRICS)
+    records = read_metrics(directory / METRICS)
     spec = read_run_spec(directory / "spec.json") if (directory / "spec.json").is_file() else None
     curve = read_curve(directory, "curve") if (directory / "curve.json").is_file() else None
     evaluated = [record for record in records if any(key.startswith(LOSS_PREFIX) for key in record)]
@@ -147,28 +147,6 @@ def read_run_log(directory: Path) -> RunLog:
         curve=curve,
         spec=spec,
     )
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise CurveError(
-            f"metrics.jsonl must be readable; got {error.strerror} for {path}.", hint="check it"
-        ) from error
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            int(record["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                break  # the run is writing it
-            raise CurveError(
-                f"line must be a JSON object with a step; got {line[:40]!r} in {path}:{number}.", hint="mend the line"
-            ) from error
-        found.append(record)
-    return found
 
 
 def _pairs(records: Iterable[Mapping[str, Any]], key: str) -> tuple[IntArray, FloatArray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cptplan.errors import ConfigError, CurveError
+from cptplan.metrics import read_metrics
 from cptplan.run_spec import RunSpec, read_run_spec
 
 LOSS_PREFIX = "loss_"
@@ -57,7 +57,7 @@ def read_trained_run(directory: Path) -> TrainedRun:
             hint="give the directory of one run, such as campaign/runs/pilot-01",
         )
     spec = read_run_spec(directory / "spec.json")
-    losses, task_scores = _read_metrics(directory / "metrics.jsonl")
+    losses, task_scores = _evaluations(directory / "metrics.jsonl")
     missing = [chosen.name for chosen in spec.validation if chosen.name not in losses.get(0, {})]
     if missing:
         raise CurveError(
@@ -77,31 +77,12 @@ def read_trained_run(directory: Path) -> TrainedRun:
     )
 
 
-def _read_metrics(path: Path) -> tuple[dict[int, Values], dict[int, Values]]:
-    """Losses and task scores by step. A last line that is cut off is left out: the run may be writing it.
-
-    Raises:    CurveError if the file cannot be read, or another line is no JSON object with a step.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise CurveError(
-            f"metrics.jsonl must be readable; got {error.strerror} for {path}.", hint="check that the run has begun"
-        ) from error
+def _evaluations(path: Path) -> tuple[dict[int, Values], dict[int, Values]]:
+    """Losses and task scores by step."""
     losses: dict[int, Values] = {}
     task_scores: dict[int, Values] = {}
-    for number, line in enumerate(lines, start=1):
-        if f'"{LOSS_PREFIX}' not in line and '"task_scores"' not in line:
-            continue  # a training step
-        try:
-            record = json.loads(line)
-            step = int(record["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                break
-            raise CurveError(
-                f"line must be a JSON object with a step; got {line[:40]!r} in {path}:{number}.", hint="mend the line"
-            ) from error
+    for record in read_metrics(path, lambda line: f'"{LOSS_PREFIX}' in line or '"task_scores"' in line):
+        step = int(record["step"])
         found = {key.removeprefix(LOSS_PREFIX): value for key, value in record.items() if key.startswith(LOSS_PREFIX)}
         if found:
             losses[step] = {name: float(loss) for name, loss in found.items() if _is_number(loss) and loss > 0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -19,6 +18,7 @@ from cptplan.campaign import is_fresh, last_words
 from cptplan.curves import LossCurve, curve_names, read_curve
 from cptplan.errors import CptplanError, CurveError, suggest
 from cptplan.files import read_json
+from cptplan.metrics import read_metrics
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -112,7 +112,8 @@ def read_watched(place: Place) -> WatchedRun:
                ConfigError if the curve's record is.
     """
     curve, notes = _growing_curve(place)
-    records = _log_records(place.directory / "metrics.jsonl") if place.is_run else []
+    log = place.directory / "metrics.jsonl"
+    records = read_metrics(log) if place.is_run and log.exists() else []
     stepped = [record for record in records if "train_loss" in record]
     rated = [record for record in stepped if _is_number(record.get("lr"))]
     counted = [record for record in stepped if isinstance(record.get("tokens_by_source"), dict)]
@@ -162,24 +163,6 @@ def _growing_curve(place: Place) -> tuple[LossCurve, tuple[str, ...]]:
             # the place that the user knows, not the copy's
             raise type(error)(error.message.replace(temporary, str(place.directory)), hint=error.hint) from error
     return curve, (f"the last row of {path} has no end yet: left out",)
-
-
-def _log_records(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; a last one that is cut off is left out."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            int(record["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                break  # the run is writing it
-            raise CurveError(
-                f"line must be a JSON object with a step; got {line[:40]!r} in {path}:{number}.", hint="mend the line"
-            ) from error
-        found.append(record)
-    return found
 
 
 def _general_share(place: Place, tokens: Mapping[str, Any]) -> float | None:
