@@ -8,6 +8,7 @@ repetition); it has no published constants to assume.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +33,19 @@ def with_assumed_repetition(fitted: FittedLaw) -> FittedLaw:
     """The law with the published worth of repeated tokens in all its fits; the same where it knows repetition."""
     if knows_repetition(fitted) or not isinstance(fitted.law, CptLaw):
         return fitted
-    old = fitted.law
+    law, best, left_out = _extended(fitted.law, fitted.best, fitted.left_out)
+    rivals = []
+    for form in fitted.rivals:
+        assert isinstance(form.law, CptLaw)
+        rival = _extended(form.law, form.best, form.left_out)
+        rivals.append(replace(form, law=rival[0], best=rival[1], left_out=rival[2]))
+    return replace(fitted, law=law, best=best, left_out=left_out, rivals=tuple(rivals))
+
+
+def _extended(
+    old: CptLaw, best: Solution, left_out: Sequence[Solution]
+) -> tuple[CptLaw, Solution, tuple[Solution, ...]]:
+    """A law and its fits with the published half-life, and no harm."""
     law = CptLaw(old.side, old.reference_lr, replace(old.form, repetition=True), old.memory_steps)
     values = [p.name for p in law.parameters].index("R")
     terms = [t.name for t in law.terms].index("O")
@@ -44,6 +57,4 @@ def with_assumed_repetition(fitted: FittedLaw) -> FittedLaw:
             coefficients=np.insert(solution.coefficients, terms, 0.0),
         )
 
-    return replace(
-        fitted, law=law, best=extended(fitted.best), left_out=tuple(extended(one) for one in fitted.left_out)
-    )
+    return law, extended(best), tuple(extended(one) for one in left_out)

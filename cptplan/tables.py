@@ -17,7 +17,7 @@ from cptplan.report.findings import quantity_label
 Row = tuple[str, ...]
 
 PILOT_COLUMNS = ("pilot", "peak_lr", "replay", "decay", "start", "what it is for")
-FIT_COLUMNS = ("validation set", "form", "unseen curves", "in sample", "kept")
+FIT_COLUMNS = ("validation set", "form", "unseen curves", "in sample", "weight")
 SCORE_COLUMNS = ("loss on curve", "mape", "rmse", "worst", "r2", "in 90 %", "end error")
 OUTCOME_COLUMNS = ("run", "at the end", "predicted", "90 % interval", "measured", "inside")
 CORPORA_COLUMNS = ("source", "train tokens", "validation tokens", "documents", "bytes per token")
@@ -53,7 +53,7 @@ def pilot_rows(project: Project) -> list[Row]:
 
 
 def fit_rows(fit_dir: Path) -> list[Row]:
-    """The forms that were tried for each validation set, best first."""
+    """The forms that were tried for each validation set, what counts most first."""
     sets = read_json(fit_dir / "report.json")["sets"]
     return [
         (
@@ -61,7 +61,7 @@ def fit_rows(fit_dir: Path) -> list[Row]:
             form["form"],
             f"{form['discrepancy']:.2%}",
             f"{form['in_sample_error']:.2%}",
-            "yes" if number == 0 else "",
+            f"{form['weight']:.0%}" if form["weight"] else "-",
         )
         for name, forms in sets.items()
         for number, form in enumerate(forms)

@@ -2,9 +2,10 @@
 
 loss(t) = mean(t) (1 + h sum_i z_i s_i(t) + own + misfit(t) + noise)
 
-mean is the law's best fit and s_i how the fit without its i-th curve differs (the jackknife's directions, see
-fitting.fitted); z are normal, h makes them Student's t, own is what one run has for itself. misfit is what no
-parameters of the law can follow: a process along the run that forgets with the logarithm of the step and with the rate.
+mean is the law's and s_i the directions in which it is not sure (how the fit without the i-th curve differs, and how
+rival forms do, see fitting.fitted); z are normal, h makes them Student's t, own is what one run has for itself. misfit
+is what no parameters of the law can follow: a process along the run that forgets with the logarithm of the step and
+with the rate.
 Given h all of it is normal, so measured points are taken in exactly (Gaussian conditioning, h summed over a grid): no
 draws are reweighted, and no weights can collapse.
 """
@@ -20,7 +21,6 @@ from scipy.special import logsumexp
 from scipy.stats import chi2, norm
 
 from cptplan.fitting.fitted import OWN_SHARE, FittedLaw
-from cptplan.fitting.separable import predict
 from cptplan.laws.history import RunHistory
 
 FloatArray = NDArray[np.float64]
@@ -153,19 +153,16 @@ class CurveModel:
 
     def _scales(self) -> FloatArray:
         """h of Student's t with as many degrees of freedom as the jackknife has, equally probable values."""
-        freedom = max(len(self.law.left_out) - 1, 2)
+        freedom = self.law.freedom
         return np.asarray(np.sqrt(freedom / chi2.ppf((np.arange(NUM_SCALES) + 0.5) / NUM_SCALES, freedom)))
 
     def _features(self, history: RunHistory, steps: IntArray) -> tuple[FloatArray, FloatArray]:
-        """The law's mean, nats, shape (points,), and the jackknife's directions over it, shape (points, fits)."""
-        mean = self.law.mean(history, steps)
+        """The law's mean, nats, shape (points,), and its directions over it, shape (points, directions)."""
+        mean, spread = self.law.directions(history, steps)
         if self.gain != 1.0:
             first = float(self.law.mean(history, np.zeros(1, dtype=np.int64))[0])
             mean = first + self.gain * (mean - first)
-        without = np.stack([predict(self.law.law, one, history, steps) for one in self.law.left_out])
-        count = len(without)
-        spread = np.sqrt((count - 1) / count) * (without - without.mean(axis=0)) / mean
-        return mean, np.clip(spread, -LARGEST_SPREAD, LARGEST_SPREAD).T
+        return mean, np.clip(spread / mean, -LARGEST_SPREAD, LARGEST_SPREAD).T
 
     def _covariance(self, one: RunHistory, at: IntArray, other: RunHistory, to: IntArray) -> FloatArray:
         """What is not the law's parameters, relative: own, misfit, first jump and the shared half of the noise."""

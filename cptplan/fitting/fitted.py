@@ -3,6 +3,10 @@
 Points of one curve are not independent, and a law is never exact; whole curves are what is independent. So the spread
 is the jackknife's over curves (Tukey 1958): the fits without one curve each differ by what one curve can teach, by the
 law's own misfit, and the more the further a run goes beyond the curves. Tails are Student's t, since curves are few.
+
+Where curves do not tell which form of the law is right, forms are averaged: the mean is theirs by weight, and how far
+they are apart is part of the spread. A plan is the best of many runs, so it finds the form that is wrong in its favour;
+the average does not let one form have its way (reports/decisions/0006).
 """
 
 from __future__ import annotations
@@ -54,14 +58,32 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """One form of a law, fitted; what it counts in an average."""
+
+    law: Law
+    best: Solution
+    left_out: tuple[Solution, ...]
+    """The fits without one curve each, or without one stretch of one."""
+    weight: float
+
+    def spread(self, history: RunHistory, steps: IntArray) -> FloatArray:
+        """What each left-out fit adds to the jackknife's spread, nats per token, shape (fits, points)."""
+        without = np.stack([predict(self.law, one, history, steps) for one in self.left_out])
+        return np.asarray(np.sqrt((len(without) - 1) / len(without)) * (without - without.mean(axis=0)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FittedLaw:
-    """The law of one validation set, ready to predict."""
+    """The law of one validation set, ready to predict: the form that counts most, and its rivals."""
 
     set_name: str
     law: Law
     best: Solution
     left_out: tuple[Solution, ...]
     """The fits without one curve each, or without one stretch of one."""
+    rivals: tuple[Form, ...] = ()
+    """Other forms that are averaged with this one; their weights leave the rest of 1 to it."""
     held_out: tuple[HeldOut, ...]
     in_sample_error: float
     """Root mean square of the relative residuals of the fit."""
@@ -79,22 +101,46 @@ class FittedLaw:
         """Relative standard deviation of what the law misses late in an unseen run as long as the pilots."""
         return rms([h.late_error for h in self.held_out]) if self.held_out else self.in_sample_error
 
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """All forms that count, this one first; their weights sum to 1."""
+        own = Form(
+            law=self.law, best=self.best, left_out=self.left_out, weight=1.0 - sum(r.weight for r in self.rivals)
+        )
+        return (own, *self.rivals)
+
     def mean(self, history: RunHistory, steps: IntArray) -> FloatArray:
         """Best prediction after each of the steps, nats per token, shape (points,)."""
-        return predict(self.law, self.best, history, steps)
+        means = [form.weight * predict(form.law, form.best, history, steps) for form in self.forms]
+        return np.asarray(sum(means[1:], start=means[0]))
+
+    def directions(self, history: RunHistory, steps: IntArray) -> tuple[FloatArray, FloatArray]:
+        """The mean, shape (points,), and what spreads about it, nats per token, shape (directions, points).
+
+        Their outer products sum to the covariance of the average: sum_f w_f (jackknife of f + (mean of f - mean)^2).
+        """
+        forms = self.forms
+        means = np.stack([predict(form.law, form.best, history, steps) for form in forms])
+        weights = np.array([form.weight for form in forms])
+        mean = weights @ means
+        within = [np.sqrt(form.weight) * form.spread(history, steps) for form in forms]
+        between = np.sqrt(weights)[:, None] * (means - mean)
+        return mean, np.vstack([*within, *([between] if len(forms) > 1 else [])])
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of the spread: one less than there are left-out fits."""
+        return max(len(self.left_out) - 1, 2)
 
     def sample(self, history: RunHistory, steps: IntArray, seed: int = 0) -> FloatArray:
         """Possible curves of the run, nats per token, shape (NUM_SAMPLES, points).
 
-        mean + t sum_i z_i sqrt((n - 1) / n) (fit without i - their mean), z normal, t of the n - 1 degrees of freedom:
-        its covariance is the jackknife's. To it come what a run has of its own and, until the first jump has settled,
-        the error that the law makes there.
+        mean + t sum_i z_i direction_i, z normal, t of the jackknife's degrees of freedom. To it come what a run has of
+        its own and, until the first jump has settled, the error that the law makes there.
         """
-        without = np.stack([predict(self.law, one, history, steps) for one in self.left_out])
-        count = len(without)
-        spread = np.sqrt((count - 1) / count) * (without - without.mean(axis=0))
-        z, heavy = _standard_draws(count, seed)
-        mean = self.mean(history, steps)
+        mean, spread = self.directions(history, steps)
+        count = len(spread)
+        z, heavy = _standard_draws(count, self.freedom, seed)
         own = OWN_SHARE * np.hypot(self.noise, self.discrepancy) * z[:, count : count + 1]
         own = own + self._unsettled(history, steps) * z[:, count + 1 :]
         return np.asarray(mean + heavy * (z[:, :count] @ spread) + own * mean)
@@ -117,7 +163,7 @@ class FittedLaw:
         return Prediction(mean=mean, low=np.minimum(low, mean), high=np.maximum(high, mean), level=level)
 
     def parameter_spread(self) -> tuple[FloatArray, FloatArray]:
-        """Jackknife standard deviations of nonlinear and linear parameters, in the order of the law's."""
+        """Jackknife standard deviations of nonlinear and linear parameters of the first form, in its order."""
         found = []
         for rows in ([s.values for s in self.left_out], [s.coefficients for s in self.left_out]):
             table = np.stack(rows)
@@ -133,9 +179,8 @@ class FittedLaw:
 
 
 @lru_cache(maxsize=32)
-def _standard_draws(count: int, seed: int) -> tuple[FloatArray, FloatArray]:
+def _standard_draws(count: int, freedom: int, seed: int) -> tuple[FloatArray, FloatArray]:
     """Normal draws, shape (NUM_SAMPLES, count + 2), and what makes them Student's t, shape (NUM_SAMPLES, 1)."""
-    freedom = max(count - 1, 2)
     # a Sobol set: the tails do not hang on a few lucky samples
     unit = np.clip(qmc.Sobol(count + 3, seed=seed).random(NUM_SAMPLES), 1e-6, 1.0 - 1e-6)
     return norm.ppf(unit[:, :-1]), np.sqrt(freedom / chi2.ppf(unit[:, -1:], freedom))

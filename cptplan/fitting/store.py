@@ -14,7 +14,7 @@ import numpy as np
 from cptplan.contract import Contract
 from cptplan.errors import ConfigError
 from cptplan.files import read_json, write_bytes, write_json
-from cptplan.fitting.fitted import FittedLaw, HeldOut
+from cptplan.fitting.fitted import FittedLaw, Form, HeldOut
 from cptplan.fitting.select import Selection
 from cptplan.fitting.separable import Solution
 from cptplan.fitting.support import Support
@@ -23,8 +23,8 @@ from cptplan.laws.registry import law_from_spec
 from cptplan.out_of_domain import OutOfDomainFit
 
 
-class StoredLaw(Contract):
-    """One validation set's law as JSON."""
+class StoredForm(Contract):
+    """One fitted form as JSON."""
 
     law: dict[str, Any]
     """What registry.law_from_spec reads."""
@@ -34,6 +34,14 @@ class StoredLaw(Contract):
     scale: float
     objective: float
     converged: bool
+    weight: float = 1.0
+    """What it counts in predictions."""
+
+
+class StoredLaw(StoredForm):
+    """One validation set's law as JSON: the form that counts most, and its rivals."""
+
+    rivals: tuple[StoredForm, ...] = ()
     held_out: tuple[tuple[str, float, float, float, float], ...]
     """Curve, peak rate, late error, end error and late bias of each pilot when it was left out; relative."""
     in_sample_error: float
@@ -62,8 +70,9 @@ def write_fit(
     """
     arrays: dict[str, Any] = {}
     for name, selection in selections.items():
-        arrays[f"{name}.values"] = np.stack([d.values for d in selection.fitted.left_out])
-        arrays[f"{name}.coefficients"] = np.stack([d.coefficients for d in selection.fitted.left_out])
+        for number, form in enumerate(selection.fitted.forms):
+            arrays[_array(name, number, "values")] = np.stack([d.values for d in form.left_out])
+            arrays[_array(name, number, "coefficients")] = np.stack([d.coefficients for d in form.left_out])
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(directory / "draws.npz", buffer.getvalue())
@@ -73,7 +82,12 @@ def write_fit(
             "schema_version": 1,
             "sets": {
                 name: [
-                    {"form": c.form, "discrepancy": c.discrepancy, "in_sample_error": c.in_sample_error}
+                    {
+                        "form": c.form,
+                        "weight": c.weight,
+                        "discrepancy": c.discrepancy,
+                        "in_sample_error": c.in_sample_error,
+                    }
                     for c in selection.candidates
                 ]
                 for name, selection in selections.items()
@@ -85,17 +99,17 @@ def write_fit(
     write_json(directory / "law.json", stored.to_json())
 
 
+def _array(set_name: str, number: int, part: str) -> str:
+    """Name in draws.npz of what a form of a set has left out; the first form of a set has no number."""
+    return f"{set_name}.{part}" if number == 0 else f"{set_name}.rival-{number}.{part}"
+
+
 def _store(selection: Selection) -> StoredLaw:
     fitted = selection.fitted
-    law, best = fitted.law, fitted.best
+    first, *rivals = (_form(form) for form in fitted.forms)
     return StoredLaw(
-        law=law.spec(),
-        form=law.name,
-        parameters={p.name: float(v) for p, v in zip(law.parameters, best.values, strict=True)},
-        coefficients={t.name: float(v) for t, v in zip(law.terms, best.coefficients, strict=True)},
-        scale=best.scale,
-        objective=best.objective,
-        converged=best.converged,
+        **first,
+        rivals=tuple(StoredForm(**rival) for rival in rivals),
         held_out=tuple((h.curve, h.peak_lr, h.late_error, h.end_error, h.late_bias) for h in fitted.held_out),
         in_sample_error=fitted.in_sample_error,
         transient_error=fitted.transient_error,
@@ -107,6 +121,20 @@ def _store(selection: Selection) -> StoredLaw:
     )
 
 
+def _form(form: Form) -> dict[str, Any]:
+    law, best = form.law, form.best
+    return {
+        "law": law.spec(),
+        "form": law.name,
+        "parameters": {p.name: float(v) for p, v in zip(law.parameters, best.values, strict=True)},
+        "coefficients": {t.name: float(v) for t, v in zip(law.terms, best.coefficients, strict=True)},
+        "scale": best.scale,
+        "objective": best.objective,
+        "converged": best.converged,
+        "weight": form.weight,
+    }
+
+
 def read_fit(directory: Path) -> dict[str, FittedLaw]:
     """The fitted laws of a fit directory, by validation set.
 
@@ -116,10 +144,7 @@ def read_fit(directory: Path) -> dict[str, FittedLaw]:
     try:
         with (directory / "draws.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             left_out = {key: np.asarray(arrays[key], dtype=np.float64) for key in arrays.files}
-        return {
-            name: _load(name, law, left_out[f"{name}.values"], left_out[f"{name}.coefficients"])
-            for name, law in stored.laws.items()
-        }
+        return {name: _load(name, law, left_out) for name, law in stored.laws.items()}
     except (OSError, ValueError, KeyError, BadZipFile, zlib.error) as error:
         raise ConfigError(
             f"draws.npz must hold the left-out fits of law.json; got {error} in {directory}.",
@@ -127,7 +152,30 @@ def read_fit(directory: Path) -> dict[str, FittedLaw]:
         ) from error
 
 
-def _load(name: str, stored: StoredLaw, values: Any, coefficients: Any) -> FittedLaw:
+def _load(name: str, stored: StoredLaw, arrays: Mapping[str, Any]) -> FittedLaw:
+    first, *rivals = (
+        _load_form(name, form, arrays[_array(name, number, "values")], arrays[_array(name, number, "coefficients")])
+        for number, form in enumerate((stored, *stored.rivals))
+    )
+    return FittedLaw(
+        set_name=name,
+        law=first.law,
+        best=first.best,
+        left_out=first.left_out,
+        rivals=tuple(rivals),
+        held_out=tuple(
+            HeldOut(curve=curve, peak_lr=peak_lr, late_error=late, end_error=end, late_bias=bias)
+            for curve, peak_lr, late, end, bias in stored.held_out
+        ),
+        in_sample_error=stored.in_sample_error,
+        transient_error=stored.transient_error,
+        settled_step=stored.settled_step,
+        support=stored.support,
+        noise=stored.noise,
+    )
+
+
+def _load_form(name: str, stored: StoredForm, values: Any, coefficients: Any) -> Form:
     law = law_from_spec(stored.law, f"law.json, set {name}")
 
     def solution(parameters: Any, linear: Any) -> Solution:
@@ -139,20 +187,11 @@ def _load(name: str, stored: StoredLaw, values: Any, coefficients: Any) -> Fitte
             converged=stored.converged,
         )
 
-    return FittedLaw(
-        set_name=name,
+    return Form(
         law=law,
         best=solution(
             [stored.parameters[p.name] for p in law.parameters], [stored.coefficients[t.name] for t in law.terms]
         ),
         left_out=tuple(solution(v, c) for v, c in zip(values, coefficients, strict=True)),
-        held_out=tuple(
-            HeldOut(curve=curve, peak_lr=peak_lr, late_error=late, end_error=end, late_bias=bias)
-            for curve, peak_lr, late, end, bias in stored.held_out
-        ),
-        in_sample_error=stored.in_sample_error,
-        transient_error=stored.transient_error,
-        settled_step=stored.settled_step,
-        support=stored.support,
-        noise=stored.noise,
+        weight=stored.weight,
     )

@@ -25,6 +25,7 @@ from scipy.stats import t as student_t
 from cptplan.fitting.fitted import (
     STRETCHES,
     FittedLaw,
+    Form,
     in_sample_error,
     leave_one_out,
     leave_stretches_out,
@@ -176,6 +177,26 @@ def test_spread_of_the_samples_is_the_jackknifes(fitted: FittedLaw) -> None:
     # the middle half of a Student t; 256 samples of a Sobol set know it to a tenth
     half = student_t.ppf(0.75, len(without) - 1) * sd
     assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_average_has_the_mean_and_the_covariance_of_its_forms(fitted: FittedLaw) -> None:
+    history, steps = run(), np.array([20, 150])
+    rival = Form(
+        law=GENERAL,
+        best=replace(fitted.best, coefficients=fitted.best.coefficients * 1.01),
+        left_out=fitted.left_out,
+        weight=0.25,
+    )
+    both = replace(fitted, rivals=(rival,))
+    one, other = (predict(GENERAL, best, history, steps) for best in (fitted.best, rival.best))
+    mean, spread = both.directions(history, steps)
+    np.testing.assert_allclose(mean, 0.75 * one + 0.25 * other)
+    np.testing.assert_allclose(both.mean(history, steps), mean)
+    alone = fitted.directions(history, steps)[1]
+    np.testing.assert_allclose(
+        spread.T @ spread, alone.T @ alone + 0.75 * 0.25 * np.outer(other - one, other - one), rtol=1e-9
+    )
+    assert sum(form.weight for form in both.forms) == 1.0
 
 
 def test_interval_holds_the_mean_and_widens_with_the_level(fitted: FittedLaw) -> None:

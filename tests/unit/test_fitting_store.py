@@ -44,6 +44,28 @@ def test_fit_reads_back_the_same(tmp_path: Path, selections: dict[str, Selection
             np.testing.assert_allclose([two.mean, two.low, two.high], [one.mean, one.low, one.high], rtol=1e-12)
 
 
+def test_average_of_forms_reads_back_the_same(tmp_path: Path) -> None:
+    selection = select_law(CURVES, "domain", "domain")
+    assert selection.fitted.rivals
+    write_fit(tmp_path, "abc", {"domain": selection}, {})
+    loaded = read_fit(tmp_path)["domain"]
+    assert [(f.law.name, f.weight) for f in loaded.forms] == [
+        (f.law.name, pytest.approx(f.weight)) for f in selection.fitted.forms
+    ]
+    points = observations(CURVES, "domain")[-1]
+    one, two = (fit.predict(points.history, points.steps) for fit in (selection.fitted, loaded))
+    np.testing.assert_allclose([two.mean, two.low, two.high], [one.mean, one.low, one.high], rtol=1e-12)
+
+
+def test_fit_of_one_form_from_before_averages_is_read(tmp_path: Path, selections: dict[str, Selection]) -> None:
+    write_fit(tmp_path, "abc", selections, {})
+    stored = read_json(tmp_path / "law.json")
+    for law in stored["laws"].values():
+        del law["weight"], law["rivals"]
+    write_json(tmp_path / "law.json", stored)
+    assert [len(law.forms) for law in read_fit(tmp_path).values()] == [1, 1]
+
+
 def test_files_say_what_was_fitted_why_and_how_well(tmp_path: Path, selections: dict[str, Selection]) -> None:
     write_fit(tmp_path, "abc", selections, {})
     stored = read_json(tmp_path / "law.json")
