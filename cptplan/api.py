@@ -14,13 +14,13 @@ import numpy as np
 from cptplan.curves import CurveRecord, LossCurve, read_curve_directory
 from cptplan.errors import ConfigError
 from cptplan.fitting.fitted import FittedLaw
+from cptplan.fitting.predictions import PredictedRun, predict_runs, run_of_spec
 from cptplan.fitting.select import Selection, select_law, sets_of, side_of
 from cptplan.fitting.store import read_fit
-from cptplan.known_law import KnownLaw, LossModel
-from cptplan.predictions import PredictedRun, predict_runs, run_of_spec
-from cptplan.published import ReplayForm, find_published, read_published
 from cptplan.run_spec import RunSpec
-from cptplan.simulation import IntArray, Noise, simulate_curves
+from cptplan.simulation.known_law import KnownLaw, LossModel
+from cptplan.simulation.published import ReplayForm, find_published, read_published
+from cptplan.simulation.simulation import IntArray, Noise, simulate_curves
 
 
 def read_curves(directory: Path | str, names: Iterable[str] | None = None) -> dict[str, LossCurve]:

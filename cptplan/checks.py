@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cptplan.budget import budget_tokens
 from cptplan.config import Project
 from cptplan.errors import DataError, ModelError
 from cptplan.files import read_json
-from cptplan.model_shape import read_model_shape
+from cptplan.planning.budget import budget_tokens
+from cptplan.price.model_shape import read_model_shape
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

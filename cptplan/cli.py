@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cptplan import (
-    __version__,
-    advise_verb,
-    cost_verb,
-    dynamics_verb,
-    law_verbs,
-    pilot_verb,
-    plan_verbs,
-    rehearse_verb,
-    run_verbs,
-    watch_verb,
-)
+from cptplan import __version__
 from cptplan.console import Screen
 from cptplan.errors import CptplanError
+from cptplan.verbs import advise as advise_verb
+from cptplan.verbs import cost as cost_verb
+from cptplan.verbs import dynamics as dynamics_verb
+from cptplan.verbs import law as law_verbs
+from cptplan.verbs import pilot as pilot_verb
+from cptplan.verbs import plan as plan_verbs
+from cptplan.verbs import rehearse as rehearse_verb
+from cptplan.verbs import run as run_verbs
+from cptplan.verbs import watch as watch_verb
 
 if TYPE_CHECKING:
     from cptplan.config import Project
@@ -177,7 +175,8 @@ def fit(
     """Fit the law of every validation set to the curves; with --test, score it on curves that it has not seen."""
     import time
 
-    from cptplan import decide, scoring, tables
+    from cptplan import decide, tables
+    from cptplan.fitting import scoring
     from cptplan.workspace import Workspace
 
     screen = Screen(as_json=as_json)
@@ -206,8 +205,8 @@ def fit(
 
 def _fit_final_losses(screen: Screen, path: Path, law: str, seed: int) -> None:
     """Fit a law of final losses to a table, or to the ends of a curve directory."""
-    from cptplan import final_losses
-    from cptplan.final_table import read_final_losses
+    from cptplan.fitting import final_losses
+    from cptplan.fitting.final_table import read_final_losses
 
     table = read_final_losses(path)
     name = "d_cpt" if law == "auto" else law

@@ -1,7 +1,7 @@
 """What a directory of curves cannot tell, or tells wrongly: errors for what cannot be fitted, warnings for the rest.
 
-Reading (cptplan.curves) checks each file by itself and cptplan.curve_symptoms each curve; here curves are held against
-each other.
+Reading (cptplan.curves) checks each file by itself and cptplan.advice.curve_symptoms each curve; here curves are held
+against each other.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cptplan.curve_symptoms import BITS, check_units, first_names, holes, jumps, outliers, unit_doubts
-from cptplan.curve_symptoms import CurveWarning as CurveWarning
+from cptplan.advice.curve_symptoms import BITS, check_units, first_names, holes, jumps, outliers, unit_doubts
+from cptplan.advice.curve_symptoms import CurveWarning as CurveWarning
 from cptplan.curves import LOSS_PREFIX, FloatArray, LossCurve
 from cptplan.errors import CurveError, suggest
 

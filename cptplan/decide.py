@@ -13,22 +13,22 @@ from typing import Any
 from cptplan.config import Project, Start, parse_weights
 from cptplan.curve_checks import check_curves
 from cptplan.curves import LossCurve, curve_names, read_curve_directory, select_names
-from cptplan.design import pilot_specs
 from cptplan.errors import ConfigError, CurveError, PoorFitError
 from cptplan.files import hash_file, hash_json, read_json, write_json
 from cptplan.fitting.fitted import FittedLaw
+from cptplan.fitting.out_of_domain import OutOfDomainFit, fit_out_of_domain
 from cptplan.fitting.select import select_law, sets_of, side_of
 from cptplan.fitting.store import read_fit, write_fit
-from cptplan.forecast import Forecaster, StartState
 from cptplan.laws.history import history_of
-from cptplan.model_shape import read_model_shape
-from cptplan.out_of_domain import OutOfDomainFit, fit_out_of_domain
-from cptplan.pareto import Front, pareto_front, write_front
-from cptplan.plan import VERSION, Plan, read_plan, write_plan
-from cptplan.planning import affordable, make_plan, plan_space
-from cptplan.repetition import ASSUMED, knows_repetition, with_assumed_repetition
+from cptplan.pilots.design import pilot_specs
+from cptplan.planning.forecast import Forecaster, StartState
+from cptplan.planning.pareto import Front, pareto_front, write_front
+from cptplan.planning.plan import VERSION, Plan, read_plan, write_plan
+from cptplan.planning.planner import affordable, make_plan, plan_space
+from cptplan.planning.repetition import ASSUMED, knows_repetition, with_assumed_repetition
+from cptplan.planning.search import SamplerName
+from cptplan.price.model_shape import read_model_shape
 from cptplan.run_spec import RunSpec
-from cptplan.search import SamplerName
 from cptplan.stages import Note, quiet
 from cptplan.workspace import Workspace
 

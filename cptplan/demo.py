@@ -16,7 +16,7 @@ from cptplan.config import Budget, Corpus, Data, Goal, Model, Pilot, Project, St
 from cptplan.console import Screen, duration
 from cptplan.files import write_text
 from cptplan.mixture import ConstantMixture
-from cptplan.pricing import COLUMNS, price_plan
+from cptplan.price.pricing import COLUMNS, price_plan
 from cptplan.report.build import build_report
 from cptplan.report.html import write_report
 from cptplan.run_spec import ModelSource, RunSpec, Source, ValidationSet, default_eval_steps

@@ -9,11 +9,11 @@ from typing import Any
 
 from cptplan import campaign
 from cptplan.config import Project
-from cptplan.design import run_spec
 from cptplan.errors import ConfigError
-from cptplan.hardware import Hardware, find_hardware
 from cptplan.launch import check_target, parse_options, write_launch
-from cptplan.plan import Plan, PlannedRun, read_plan
+from cptplan.pilots.design import run_spec
+from cptplan.planning.plan import Plan, PlannedRun, read_plan
+from cptplan.price.hardware import Hardware, find_hardware
 from cptplan.run_options import Accounting
 from cptplan.run_spec import RunSpec, read_run_spec
 from cptplan.stages import Note, quiet, read_corpora, require_tokens, run_jobs, tokens_of_run

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from cptplan import campaign
-from cptplan.budget import budget_tokens
 from cptplan.checks import check_vocabulary
 from cptplan.config import Project
 from cptplan.curves import PretrainSummary, read_curve, read_curve_directory, write_curve
-from cptplan.design import final_passes, pilot_specs
 from cptplan.errors import DataError, RunFailedError
 from cptplan.files import read_json, write_json
+from cptplan.pilots.design import final_passes, pilot_specs
+from cptplan.planning.budget import budget_tokens
 from cptplan.run_spec import RunSpec
 from cptplan.workspace import Workspace
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cptplan.config import Project
-from cptplan.design import design_pilots
 from cptplan.files import read_json
 from cptplan.fitting.verdict import Verdict
-from cptplan.plan import Expected, Plan, PlannedRun
+from cptplan.pilots.design import design_pilots
+from cptplan.planning.plan import Expected, Plan, PlannedRun
 from cptplan.report.data import OutcomeRow
 from cptplan.report.findings import quantity_label
 

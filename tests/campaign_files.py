@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cptplan.curves import CurveRecord, LossCurve, write_curve
-from cptplan.design import pilot_specs
+from cptplan.pilots.design import pilot_specs
 
 
 def make_corpora(**tokens):

@@ -25,7 +25,7 @@ def example_plan(tmp_path_factory):
     """A plan over laws that are known by hand."""
     from simple_laws import make_forecaster, make_project
 
-    from cptplan.planning import make_plan
+    from cptplan.planning.planner import make_plan
 
     root = tmp_path_factory.mktemp("plan")
     return make_plan(make_project(root), make_forecaster(), "abc", str(root / "study.journal"), trials=5)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from cptplan.fitting.fitted import Prediction
 from cptplan.fitting.support import Support
-from cptplan.known_law import KnownLaw
-from cptplan.published import find_published
+from cptplan.simulation.known_law import KnownLaw
+from cptplan.simulation.published import find_published
 
 SUPPORT = Support(
     peak_lr=(2e-5, 2e-4),

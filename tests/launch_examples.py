@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cptplan.hardware import find_hardware
 from cptplan.launch import parse_options, write_launch
+from cptplan.price.hardware import find_hardware
 from cptplan.run_spec import RunSpec
 
 GPU = find_hardware("h100-sxm")

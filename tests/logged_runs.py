@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cptplan.advice.run_log import RunLog, Series
 from cptplan.curves import CurveRecord, LossCurve, write_curve
 from cptplan.mixture import ConstantMixture
-from cptplan.run_log import RunLog, Series
 from cptplan.run_spec import ModelSource, RunSpec, Source, ValidationSet, default_eval_steps, write_run_spec
 from cptplan.schedule import WsdSchedule
 

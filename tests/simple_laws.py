@@ -13,7 +13,7 @@ from command_line import PROJECT
 from cptplan.config import Project, read_project
 from cptplan.fitting.fitted import Prediction
 from cptplan.fitting.support import Support
-from cptplan.forecast import Forecaster, StartState
+from cptplan.planning.forecast import Forecaster, StartState
 
 SUPPORT = Support(
     peak_lr=(1e-4, 3e-3),

@@ -22,16 +22,16 @@ from cptplan.fitting.separable import Solution
 from cptplan.fitting.store import write_fit
 from cptplan.fitting.support import Support
 from cptplan.fitting.verdict import Verdict
-from cptplan.known_law import KnownLaw
 from cptplan.laws.history import RunHistory, history_of
 from cptplan.mixture import ConstantMixture
-from cptplan.published import find_published
 from cptplan.run_spec import default_eval_steps
 from cptplan.schedule import read_schedule
-from cptplan.simulation import simulate_curves
-from cptplan.watch import Watcher, open_watcher
-from cptplan.watch_model import CurveModel, Points
-from cptplan.watched_run import WatchedRun, find_run, read_watched
+from cptplan.simulation.known_law import KnownLaw
+from cptplan.simulation.published import find_published
+from cptplan.simulation.simulation import simulate_curves
+from cptplan.watch.model import CurveModel, Points
+from cptplan.watch.run import WatchedRun, find_run, read_watched
+from cptplan.watch.watch import Watcher, open_watcher
 from cptplan.workspace import Workspace
 
 PUBLISHED = find_published("knowledge-pile")
@@ -209,7 +209,7 @@ def unsized(law: FittedLaw) -> FittedLaw:
 
 
 def _pilots(config: Path) -> dict[str, CurveRecord]:
-    from cptplan.design import pilot_specs
+    from cptplan.pilots.design import pilot_specs
 
     return {
         spec.name: record(

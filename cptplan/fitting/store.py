@@ -15,12 +15,12 @@ from cptplan.contract import Contract
 from cptplan.errors import ConfigError
 from cptplan.files import read_json, write_bytes, write_json
 from cptplan.fitting.fitted import FittedLaw, Form, HeldOut
+from cptplan.fitting.out_of_domain import OutOfDomainFit
 from cptplan.fitting.select import Selection
 from cptplan.fitting.separable import Solution
 from cptplan.fitting.support import Support
 from cptplan.fitting.verdict import Verdict
 from cptplan.laws.registry import law_from_spec
-from cptplan.out_of_domain import OutOfDomainFit
 
 
 class StoredForm(Contract):

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from cptplan.curve_symptoms import CurveWarning, check_units
+from cptplan.advice.curve_symptoms import CurveWarning, check_units
 from cptplan.curves import EXAMPLE_SCHEDULE, CurveRecord, FloatArray, IntArray, LossCurve, check_curve, write_curve
 from cptplan.errors import ConfigError, CurveError, StorageError, suggest
 from cptplan.importers.plain_csv import read_csv

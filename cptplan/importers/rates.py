@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cptplan.curve_symptoms import CurveWarning
+from cptplan.advice.curve_symptoms import CurveWarning
 from cptplan.curves import EXAMPLE_SCHEDULE
 from cptplan.errors import CurveError
 from cptplan.importers.families import by_time, matching_schedules

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cptplan.curve_symptoms import CurveWarning
+from cptplan.advice.curve_symptoms import CurveWarning
 from cptplan.curves import LOSS_PREFIX, FloatArray, IntArray
 from cptplan.errors import CurveError, suggest
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cptplan.curve_symptoms import CurveWarning
+from cptplan.advice.curve_symptoms import CurveWarning
 from cptplan.errors import CurveError, suggest
 from cptplan.importers.plain_csv import find_step
 from cptplan.importers.table import Table, read_table

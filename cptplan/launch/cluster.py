@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cptplan.errors import ConfigError
-from cptplan.hardware import Hardware
 from cptplan.launch.options import KubernetesOptions, SkyOptions
+from cptplan.price.hardware import Hardware
 from cptplan.run_spec import RunSpec
 
 SKY_ACCELERATORS = {

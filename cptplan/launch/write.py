@@ -11,7 +11,6 @@ from typing import Any
 
 from cptplan.errors import ConfigError, StorageError, suggest
 from cptplan.files import read_json, write_json, write_text
-from cptplan.hardware import Hardware
 from cptplan.launch.cluster import dns_name, jobset, sky_run_dir, sky_task
 from cptplan.launch.fsdp import accelerate_config, fsdp_environment, fsdp_settings
 from cptplan.launch.manifest import Manifest, build_manifest
@@ -19,8 +18,9 @@ from cptplan.launch.options import OPTIONS, KubernetesOptions, SkyOptions, Slurm
 from cptplan.launch.recipe import Recipe, batch_of, check_losses, decay_of, shard_name
 from cptplan.launch.recipes import TRAINERS, RecipeFiles, build_recipe
 from cptplan.launch.render import render, yaml_text
-from cptplan.memory import Strategy
-from cptplan.model_shape import FAMILIES
+from cptplan.price.hardware import Hardware
+from cptplan.price.memory import Strategy
+from cptplan.price.model_shape import FAMILIES
 from cptplan.run_spec import RunSpec, read_run_spec, write_run_spec
 
 _RECIPE = (("recipe.sh.j2", "launch.sh"), ("NOTES.md.j2", "NOTES.md"))

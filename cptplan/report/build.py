@@ -12,16 +12,16 @@ from scipy.stats import t as student_t
 
 from cptplan import __version__, decide
 from cptplan.config import Project
-from cptplan.cost import training_flops
 from cptplan.curves import LossCurve, read_curve, read_curve_directory
 from cptplan.files import read_json
 from cptplan.fitting.fitted import FittedLaw
 from cptplan.fitting.store import read_fit
-from cptplan.forecast import Forecaster
 from cptplan.laws.history import RunHistory, history_of
-from cptplan.model_shape import read_model_shape
-from cptplan.plan import Expected, Plan, PlannedRun, read_plan
-from cptplan.pricing import price_plan
+from cptplan.planning.forecast import Forecaster
+from cptplan.planning.plan import Expected, Plan, PlannedRun, read_plan
+from cptplan.price.cost import training_flops
+from cptplan.price.model_shape import read_model_shape
+from cptplan.price.pricing import price_plan
 from cptplan.report.data import (
     ComputeShare,
     CostRow,

@@ -14,7 +14,7 @@ from pathlib import Path
 from cptplan import campaign, stages
 from cptplan.config import read_project
 from cptplan.console import Screen
-from cptplan.design import run_schedule, run_spec
+from cptplan.pilots.design import run_schedule, run_spec
 from cptplan.schedule import CosineSchedule, Schedule
 from cptplan.workspace import Workspace
 

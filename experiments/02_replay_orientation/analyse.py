@@ -1,6 +1,7 @@
 """Answer both questions from printed numbers: python analyse.py. Writes results.json, results.md and figure.png.
 
-The fits of arXiv:2505.07796 come from cptplan/published.yaml, the losses of arXiv:2403.08763 from tables.csv.
+The fits of arXiv:2505.07796 come from cptplan/simulation/published.yaml, the losses of arXiv:2403.08763 from
+tables.csv.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from cptplan.files import write_json, write_text
-from cptplan.published import LossParameters, find_published
+from cptplan.simulation.published import LossParameters, find_published
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("general", "domain")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cptplan.design import run_schedule
+from cptplan.pilots.design import run_schedule
 from cptplan.schedule import CosineSchedule, InfiniteSchedule, LinearSchedule, Schedule, TwoStageSchedule
 
 Start = Literal["stable", "annealed"]

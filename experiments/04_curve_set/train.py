@@ -20,9 +20,9 @@ from cells import LABS, Cell
 from cptplan import campaign, stages
 from cptplan.config import Project, read_project
 from cptplan.console import Screen
-from cptplan.design import run_spec
 from cptplan.files import read_json, write_json
 from cptplan.mixture import ConstantMixture
+from cptplan.pilots.design import run_spec
 from cptplan.run_spec import ModelSource, RunSpec, Source, ValidationSet, default_eval_steps
 from cptplan.schedule import WsdSchedule
 from cptplan.workspace import Workspace

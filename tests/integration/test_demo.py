@@ -18,13 +18,13 @@ import optuna
 import pytest
 
 from cptplan.config import read_project
-from cptplan.cost import training_flops
 from cptplan.curves import read_curve, read_curve_directory
 from cptplan.files import read_json
 from cptplan.fitting.store import read_fit
 from cptplan.launch import TARGETS
-from cptplan.model_shape import read_model_shape
-from cptplan.plan import read_plan
+from cptplan.planning.plan import read_plan
+from cptplan.price.cost import training_flops
+from cptplan.price.model_shape import read_model_shape
 from cptplan.report.data import ReportData
 from cptplan.report.findings import quantity_label
 from cptplan.run_spec import read_run_spec

@@ -11,8 +11,8 @@ import pytest
 from executor_runs import make_spec, write_corpora, write_shard
 from launch_examples import write_model, write_stand_ins
 
-from cptplan.hardware import find_hardware
 from cptplan.launch import write_launch
+from cptplan.price.hardware import find_hardware
 from cptplan.run_spec import ModelSource, Source
 from executor.data import TrainingData, ValidationData, open_validation
 

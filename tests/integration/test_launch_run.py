@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from executor_runs import make_spec, result, train_losses, write_corpora
 
-from cptplan.hardware import find_hardware
 from cptplan.launch import write_launch
+from cptplan.price.hardware import find_hardware
 
 LIMIT_SECONDS = 120  # a start takes seconds of imports, several at once on two cores
 STAND_INS = {

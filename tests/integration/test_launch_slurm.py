@@ -12,8 +12,8 @@ import pytest
 import slurm_cluster
 from executor_runs import make_spec, result, train_losses, write_corpora
 
-from cptplan.hardware import find_hardware
 from cptplan.launch import parse_options, write_launch
+from cptplan.price.hardware import find_hardware
 from cptplan.schedule import CosineSchedule
 
 pytestmark = pytest.mark.skipif(bool(slurm_cluster.missing()), reason=f"no {', '.join(slurm_cluster.missing())}")

@@ -9,13 +9,13 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from cptplan import virtual_lab
 from cptplan.config import project_text
 from cptplan.curves import write_curve
 from cptplan.files import write_json
-from cptplan.plan import read_plan
-from cptplan.published import find_published
-from cptplan.study import open_storage
+from cptplan.planning.plan import read_plan
+from cptplan.planning.study import open_storage
+from cptplan.simulation.published import find_published
+from cptplan.simulation.simulation import virtual_lab
 
 
 @pytest.fixture(scope="module")

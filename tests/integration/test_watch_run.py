@@ -10,8 +10,8 @@ from executor_runs import make_spec, train, write_corpora, write_run
 
 from cptplan.laws.history import history_of
 from cptplan.run_options import Monitor, Rule
-from cptplan.watch_facts import Planned, told_alarms
-from cptplan.watched_run import find_run, read_watched
+from cptplan.watch.facts import Planned, told_alarms
+from cptplan.watch.run import find_run, read_watched
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cptplan.cost import price_run, tokens_within
-from cptplan.hardware import find_hardware
-from cptplan.memory import estimate_memory
-from cptplan.model_shape import ModelShape, shape_from_config
+from cptplan.price.cost import price_run, tokens_within
+from cptplan.price.hardware import find_hardware
+from cptplan.price.memory import estimate_memory
+from cptplan.price.model_shape import ModelShape, shape_from_config
 
 HARDWARE = find_hardware("a100-80gb")
 

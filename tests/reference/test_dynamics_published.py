@@ -1,7 +1,7 @@
 """Dynamics of the published parameter sets against the figures of the paper and what follows from its formulas.
 
-Parameters: arXiv:2505.07796, figures 3, 11 and 12 (cptplan/published.yaml). Critical points L0 + B, starts and the
-loss-potential table were worked out by hand from the printed numbers, outside of this package.
+Parameters: arXiv:2505.07796, figures 3, 11 and 12 (cptplan/simulation/published.yaml). Critical points L0 + B, starts and
+the loss-potential table were worked out by hand from the printed numbers, outside of this package.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from cptplan.dynamics import Setting, critical_point, replay_by_weight, start_effect, study
-from cptplan.dynamics_setting import Asked, law_question
+from cptplan.dynamics.dynamics import Setting, critical_point, replay_by_weight, start_effect, study
+from cptplan.dynamics.setting import Asked, law_question
 from cptplan.laws.history import RunHistory
-from cptplan.published import find_published
 from cptplan.schedule import read_schedule
+from cptplan.simulation.published import find_published
 
 PEAK = 2e-4
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from third_set import campaign
 
-from cptplan.final_losses import fit_final_losses
-from cptplan.final_table import FinalLosses
+from cptplan.fitting.final_losses import fit_final_losses
+from cptplan.fitting.final_table import FinalLosses
+from cptplan.fitting.out_of_domain import fit_out_of_domain
 from cptplan.laws.final.choices import largest_domain_share
 from cptplan.laws.final.cmr import PUBLISHED_CRITICAL_RATIOS
 from cptplan.laws.final.protocol import make_runs
 from cptplan.laws.final.repetition import effective_tokens
-from cptplan.out_of_domain import fit_out_of_domain
 
 
 def table(domain_share: list[float], tokens: float, **losses: list[float]) -> FinalLosses:

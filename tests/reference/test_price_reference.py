@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cptplan.cost import gpu_hours_6nd, price_run, training_flops
-from cptplan.hardware import find_hardware
-from cptplan.memory import estimate_memory
-from cptplan.model_lookup import shape_of_size
-from cptplan.model_shape import shape_from_config
+from cptplan.price.cost import gpu_hours_6nd, price_run, training_flops
+from cptplan.price.hardware import find_hardware
+from cptplan.price.memory import estimate_memory
+from cptplan.price.model_lookup import shape_of_size
+from cptplan.price.model_shape import shape_from_config
 
 GIB = 2**30
 LLAMA_3_8B = shape_from_config(

@@ -1,7 +1,7 @@
 """The published parameter sets as our law predicts them, against the printed formula written out as it stands.
 
-Source of the parameters: arXiv:2505.07796, figures 3, 11, 12, 15, 16 and appendix G (see cptplan/published.yaml). The
-oracles for given areas, the loss-potential table and the re-warmed cosine were worked out by hand from the printed
+Source of the parameters: arXiv:2505.07796, figures 3, 11, 12, 15, 16 and appendix G (see
+cptplan/simulation/published.yaml). The oracles for given areas, the loss-potential table and the re-warmed cosine were worked out by hand from the printed
 formulas and parameters of figures 3 and 11, outside of this package.
 """
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from cptplan.laws.history import RunHistory
-from cptplan.published import PublishedSet, find_published, read_published
 from cptplan.schedule import read_schedule
+from cptplan.simulation.published import PublishedSet, find_published, read_published
 
 PEAK = 2e-4
 PRETRAIN = {

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from cptplan import advise as module
-from cptplan.advise import USES, Fact, Situation, advise, recipe
+from cptplan.advice import advise as module
+from cptplan.advice.advise import USES, Fact, Situation, advise, recipe
 
 
 def fact(value: float) -> Fact:

@@ -13,8 +13,8 @@ import cptplan
 from cptplan import predict, read_curves, simulate
 from cptplan.curves import CurveRecord, write_curve
 from cptplan.mixture import ConstantMixture
-from cptplan.published import find_published
 from cptplan.schedule import CosineSchedule
+from cptplan.simulation.published import find_published
 
 RUN = CurveRecord(
     phase="cpt",

@@ -6,10 +6,18 @@ import pytest
 from command_line import model_config
 from simple_laws import make_project
 
-from cptplan.budget import budget_limits, budget_rates, budget_tokens, check_memory, device_speed, known_rates, price
 from cptplan.errors import ConfigError, InfeasiblePlanError, ModelError
 from cptplan.files import write_json
-from cptplan.hardware import find_hardware
+from cptplan.planning.budget import (
+    budget_limits,
+    budget_rates,
+    budget_tokens,
+    check_memory,
+    device_speed,
+    known_rates,
+    price,
+)
+from cptplan.price.hardware import find_hardware
 
 BIG = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
 

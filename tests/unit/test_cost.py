@@ -6,7 +6,8 @@ from dataclasses import fields
 
 import pytest
 
-from cptplan.cost import (
+from cptplan.errors import ConfigError
+from cptplan.price.cost import (
     TrainingCost,
     forward_flops,
     measured_mfu,
@@ -14,9 +15,8 @@ from cptplan.cost import (
     tokens_within,
     training_flops,
 )
-from cptplan.errors import ConfigError
-from cptplan.hardware import Provenance, find_hardware
-from cptplan.model_shape import shape_from_config
+from cptplan.price.hardware import Provenance, find_hardware
+from cptplan.price.model_shape import shape_from_config
 
 LLAMA_3_8B = shape_from_config(
     {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,

@@ -16,7 +16,7 @@ from cptplan import decide
 from cptplan.curves import LossCurve, write_curve
 from cptplan.errors import ConfigError, CurveError, PoorFitError
 from cptplan.files import read_json, write_json
-from cptplan.model_shape import read_model_shape
+from cptplan.price.model_shape import read_model_shape
 from cptplan.workspace import Workspace
 
 

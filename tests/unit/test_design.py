@@ -7,7 +7,7 @@ import pytest
 from campaign_files import make_corpora
 from simple_laws import make_project
 
-from cptplan.design import default_eval_tokens, design_pilots, final_passes, pilot_specs, run_schedule
+from cptplan.pilots.design import default_eval_tokens, design_pilots, final_passes, pilot_specs, run_schedule
 
 
 @pytest.mark.parametrize("num_runs", [6, 7, 8, 9, 13, 24])

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from logged_runs import REPLAY, STEPS, domain_loss, general_loss, healthy, series, with_losses
 
-from cptplan.diagnosis import Remedy, diagnose
-from cptplan.published import find_published
-from cptplan.run_log import EMPTY, RunLog
+from cptplan.advice.diagnosis import Remedy, diagnose
+from cptplan.advice.run_log import EMPTY, RunLog
 from cptplan.schedule import ConstantSchedule
+from cptplan.simulation.published import find_published
 
 
 def modes(log: RunLog) -> list[str]:

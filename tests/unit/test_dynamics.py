@@ -10,13 +10,22 @@ import pytest
 from scipy.optimize import brentq, minimize_scalar
 from simple_laws import LAWS as BOWLS
 
-from cptplan import dynamics, dynamics_table
-from cptplan.dynamics import Setting, critical_point, replay_by_weight, start_effect, step_grid, study, turning_lengths
-from cptplan.dynamics_figure import draw_dynamics
+from cptplan.dynamics import table as dynamics_table
+from cptplan.dynamics.dynamics import (
+    Setting,
+    critical_point,
+    dynamics,
+    replay_by_weight,
+    start_effect,
+    step_grid,
+    study,
+    turning_lengths,
+)
+from cptplan.dynamics.figure import draw_dynamics
 from cptplan.errors import ConfigError
-from cptplan.known_law import KnownLaw
 from cptplan.laws.cpt import CptForm, CptLaw
 from cptplan.laws.history import RunHistory
+from cptplan.simulation.known_law import KnownLaw
 
 ETA = 1e-3
 GENERAL = {"L0": 3.0, "A": 3.0, "C1": 0.2, "C2": 0.2, "B": 0.05}

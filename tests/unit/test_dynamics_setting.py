@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from simple_laws import make_forecaster, make_project
 
-from cptplan import dynamics_setting
-from cptplan.dynamics_setting import Asked, campaign_question
+from cptplan.dynamics import setting as dynamics_setting
+from cptplan.dynamics.setting import Asked, campaign_question
 from cptplan.errors import ConfigError
-from cptplan.knobs import Knobs
+from cptplan.planning.knobs import Knobs
 from cptplan.workspace import Workspace
 
 PLANNED = Knobs(peak_lr=5e-4, replay_ratio=0.2, total_steps=40, decay_share=0.5, start="annealed", end_replay=0.1)

@@ -10,7 +10,7 @@ from simple_laws import make_project
 from cptplan import final
 from cptplan.errors import ConfigError, DataError
 from cptplan.files import write_json
-from cptplan.plan import write_plan
+from cptplan.planning.plan import write_plan
 from cptplan.run_spec import read_run_spec
 from cptplan.workspace import Workspace
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cptplan.errors import ConfigError, CurveError
-from cptplan.final_losses import (
+from cptplan.fitting.final_losses import (
     FIT_COLUMNS,
     LAWS,
     PARAMETER_COLUMNS,
@@ -18,7 +18,7 @@ from cptplan.final_losses import (
     parameter_rows,
     summary,
 )
-from cptplan.final_table import FinalLosses
+from cptplan.fitting.final_table import FinalLosses
 from cptplan.laws.final.chinchilla import ChinchillaLaw
 from cptplan.laws.final.choices import best_share_of_domain_tokens, largest_domain_share
 from cptplan.laws.final.cmr import ratio_law, tokens_law

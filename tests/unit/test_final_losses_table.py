@@ -10,7 +10,7 @@ import pytest
 
 from cptplan.curves import CurveRecord, LossCurve, write_curve
 from cptplan.errors import CurveError
-from cptplan.final_table import read_final_losses
+from cptplan.fitting.final_table import read_final_losses
 from cptplan.mixture import ConstantMixture
 from cptplan.schedule import read_schedule
 

@@ -198,7 +198,7 @@ def test_weights_follow_the_errors_and_no_single_curve_decides() -> None:
     weights, reason = select._weigh([tried(same), tried(twice)])
     assert weights == pytest.approx([16 / 17, 1 / 17])  # 2^-(TEMPER n), n = 8
     assert reason.endswith("are averaged")
-    weights, reason = select._weigh([tried(same + [0.01]), tried(twice + [0.02])])
+    weights, reason = select._weigh([tried([*same, 0.01]), tried([*twice, 0.02])])
     assert weights == [1.0, 0.0]  # 1 / 24 is below LEAST_WEIGHT
     assert "far better" in reason
     weights, _ = select._weigh([tried(same), tried(once)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cptplan.flops import attention_span, forward_flops, training_flops, training_flops_6nd
-from cptplan.model_shape import shape_from_config
+from cptplan.price.flops import attention_span, forward_flops, training_flops, training_flops_6nd
+from cptplan.price.model_shape import shape_from_config
 
 LLAMA_3_8B = shape_from_config(
     {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,

@@ -9,7 +9,7 @@ import pytest
 from simple_laws import BASE_LOSSES, LAWS, BowlLaw, make_forecaster
 
 from cptplan.errors import ConfigError
-from cptplan.knobs import Knobs
+from cptplan.planning.knobs import Knobs
 
 KNOBS = Knobs(peak_lr=1e-3, replay_ratio=0.2, total_steps=40, decay_share=0.5, start="stable")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cptplan.errors import ConfigError
-from cptplan.hardware import Hardware, find_hardware, read_hardware
+from cptplan.price.hardware import Hardware, find_hardware, read_hardware
 
 ALL = read_hardware()
 

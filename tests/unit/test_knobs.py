@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cptplan.knobs import COSINE_FLOOR, Knobs
+from cptplan.planning.knobs import COSINE_FLOOR, Knobs
 
 KNOBS = Knobs(peak_lr=1e-3, replay_ratio=0.2, total_steps=40, decay_share=0.5, start="stable")
 

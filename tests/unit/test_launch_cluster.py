@@ -9,9 +9,9 @@ import yaml
 from launch_examples import make_mixed_spec, make_spec, write, write_model, write_shards
 
 from cptplan.errors import ConfigError
-from cptplan.hardware import find_hardware
 from cptplan.launch import parse_options
 from cptplan.launch.cluster import dns_name
+from cptplan.price.hardware import find_hardware
 
 
 @pytest.fixture(autouse=True)

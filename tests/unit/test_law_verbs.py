@@ -14,7 +14,7 @@ from cptplan.curves import CurveRecord, read_curve_directory, write_curve
 from cptplan.mixture import ConstantMixture
 from cptplan.run_spec import ModelSource, RunSpec, Source, ValidationSet, write_run_spec
 from cptplan.schedule import ConstantSchedule, WsdSchedule
-from cptplan.simulation import simulate_curves
+from cptplan.simulation.simulation import simulate_curves
 
 COSINE = '{"kind": "cosine", "peak_lr": 1e-4, "total_steps": 500}'
 BASE = CurveRecord(phase="pretrain", lr=WsdSchedule(kind="wsd", peak_lr=2e-4, total_steps=1000, decay_steps=200))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cptplan.errors import ConfigError, InfeasiblePlanError
-from cptplan.hardware import find_hardware
-from cptplan.memory import activation_bytes, estimate_memory, smallest_num_devices
-from cptplan.model_shape import shape_from_config
+from cptplan.price.hardware import find_hardware
+from cptplan.price.memory import activation_bytes, estimate_memory, smallest_num_devices
+from cptplan.price.model_shape import shape_from_config
 from cptplan.run_options import Lora
 
 SIZES = {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4, "num_key_value_heads": 2,

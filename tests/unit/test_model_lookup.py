@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cptplan.errors import ConfigError, ModelError
-from cptplan.model_lookup import find_shape, parse_size, shape_of_size
+from cptplan.price.model_lookup import find_shape, parse_size, shape_of_size
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
           "intermediate_size": 80, "vocab_size": 96}  # fmt: skip

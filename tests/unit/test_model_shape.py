@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cptplan.errors import ModelError
-from cptplan.model_shape import FAMILIES, read_model_shape, shape_from_config
+from cptplan.price.model_shape import FAMILIES, read_model_shape, shape_from_config
 from cptplan.run_options import Lora
 
 TINY = {

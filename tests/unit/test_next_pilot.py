@@ -9,9 +9,16 @@ import pytest
 from scipy.stats import norm
 from simple_laws import LAWS, BowlLaw, make_forecaster
 
-from cptplan.knobs import Knobs, Space
-from cptplan.next_pilot import candidate_pilots, decision_draws, decision_regret, next_pilot, pilot_value, plan_pool
-from cptplan.search import Evaluated, Score, SearchResult
+from cptplan.pilots.next_pilot import (
+    candidate_pilots,
+    decision_draws,
+    decision_regret,
+    next_pilot,
+    pilot_value,
+    plan_pool,
+)
+from cptplan.planning.knobs import Knobs, Space
+from cptplan.planning.search import Evaluated, Score, SearchResult
 
 SPACE = Space(
     peak_lr=(1e-4, 3e-3),

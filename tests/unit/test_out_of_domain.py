@@ -9,7 +9,7 @@ import pytest
 from third_set import Extra, campaign, nothing
 
 from cptplan.errors import CurveError
-from cptplan.out_of_domain import fit_out_of_domain
+from cptplan.fitting.out_of_domain import fit_out_of_domain
 
 
 @pytest.mark.parametrize("form", ["plain", "constant"])

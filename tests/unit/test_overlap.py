@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from packed_shards import EOS, some_documents, write_shard
 
-from cptplan import overlap
-from cptplan.overlap import documents, find_overlap
-from cptplan.shards import read_shard
+from cptplan.advice import overlap
+from cptplan.advice.overlap import documents, find_overlap
+from cptplan.advice.shards import read_shard
 
 
 def shard(directory, name, split, texts, **options):

@@ -12,8 +12,8 @@ from command_line import model_config
 from simple_laws import LAWS, BowlLaw, make_forecaster, make_project
 
 from cptplan.files import write_json
-from cptplan.pareto import COLUMNS, by_length, draw_front, front_csv, in_words, pareto_front, spread_out
-from cptplan.planning import affordable, plan_space
+from cptplan.planning.pareto import COLUMNS, by_length, draw_front, front_csv, in_words, pareto_front, spread_out
+from cptplan.planning.planner import affordable, plan_space
 
 OPPOSED = {
     "general": BowlLaw(bottom=3.0, best_lr=1e-4, best_replay=0.6, per_step=1e-4),

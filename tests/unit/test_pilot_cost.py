@@ -7,7 +7,7 @@ from command_line import write_project
 
 from cptplan.config import read_project
 from cptplan.errors import ModelError
-from cptplan.pilot_cost import bill_lines, pilot_bill, run_cost
+from cptplan.pilots.cost import bill_lines, pilot_bill, run_cost
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from campaign_files import make_corpora
 from command_line import write_project
 from simple_laws import make_project
 
-from cptplan import next_stage
 from cptplan.files import write_json
-from cptplan.knobs import Knobs
-from cptplan.next_pilot import PilotValue
-from cptplan.next_stage import Advice
+from cptplan.pilots import next_stage
+from cptplan.pilots.next_pilot import PilotValue
+from cptplan.pilots.next_stage import Advice
+from cptplan.planning.knobs import Knobs
 from cptplan.run_spec import read_run_spec, write_run_spec
 from cptplan.workspace import Workspace
 

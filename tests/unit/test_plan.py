@@ -8,8 +8,8 @@ from simple_laws import make_forecaster
 
 from cptplan.errors import ConfigError
 from cptplan.files import read_json, write_json
-from cptplan.knobs import Knobs
-from cptplan.plan import planned_run, read_plan, write_plan
+from cptplan.planning.knobs import Knobs
+from cptplan.planning.plan import planned_run, read_plan, write_plan
 
 
 def test_old_plan_says_what_to_do(tmp_path, example_plan):

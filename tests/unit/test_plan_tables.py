@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from simple_laws import make_forecaster, make_project
 
-from cptplan.knobs import Knobs
-from cptplan.pareto import pareto_front
-from cptplan.plan import planned_run
-from cptplan.plan_tables import (
+from cptplan.planning.knobs import Knobs
+from cptplan.planning.pareto import pareto_front
+from cptplan.planning.plan import planned_run
+from cptplan.planning.planner import affordable, plan_space
+from cptplan.planning.tables import (
     KNOB_COLUMNS,
     LIMIT_COLUMNS,
     OTHER_COLUMNS,
@@ -20,7 +21,6 @@ from cptplan.plan_tables import (
     reason_lines,
     replay_words,
 )
-from cptplan.planning import affordable, plan_space
 
 
 def test_tables_have_their_columns(example_plan):

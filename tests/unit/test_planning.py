@@ -11,7 +11,7 @@ import pytest
 from simple_laws import LAWS, BowlLaw, make_forecaster, make_project
 
 from cptplan.errors import InfeasiblePlanError
-from cptplan.planning import affordable, make_plan, plan_space
+from cptplan.planning.planner import affordable, make_plan, plan_space
 
 # with weights 0.4 and 0.6 two bowls make one, whose bottom is at the weighted mean
 BEST_RATE = float(np.exp(0.4 * np.log(1e-3) + 0.6 * np.log(2e-3)))

@@ -12,11 +12,11 @@ from known_fits import exact_fits
 
 from cptplan.curves import CurveRecord
 from cptplan.errors import ConfigError, CurveError
+from cptplan.fitting.predictions import band_text, choose, predict_runs, run_of_spec
 from cptplan.mixture import ConstantMixture
-from cptplan.predictions import band_text, choose, predict_runs, run_of_spec
 from cptplan.run_spec import ModelSource, RunSpec, Source, ValidationSet
 from cptplan.schedule import ConstantSchedule, WsdSchedule
-from cptplan.simulation import simulate_curves
+from cptplan.simulation.simulation import simulate_curves
 
 FITS = exact_fits()
 BASE = CurveRecord(phase="pretrain", lr=WsdSchedule(kind="wsd", peak_lr=2e-4, total_steps=2000, decay_steps=400))

@@ -9,10 +9,10 @@ import pytest
 from command_line import write_project
 from packed_shards import some_documents, write_shard
 
-from cptplan import preflight as module
+from cptplan.advice import preflight as module
+from cptplan.advice.preflight import preflight
 from cptplan.config import read_project
 from cptplan.files import write_json
-from cptplan.preflight import preflight
 from cptplan.workspace import Workspace
 
 VOCAB = 500

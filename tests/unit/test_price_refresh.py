@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from cptplan.errors import ConfigError
-from cptplan.hardware import find_hardware, read_hardware
-from cptplan.price_refresh import refresh_prices
+from cptplan.price.hardware import find_hardware, read_hardware
+from cptplan.price.refresh import refresh_prices
 
 DAY = datetime.date(2026, 12, 1)
 

@@ -10,7 +10,7 @@ from command_line import PROJECT, write_model
 from cptplan.config import read_project
 from cptplan.errors import ConfigError
 from cptplan.files import write_json
-from cptplan.pricing import PriceRow, Terms, parse_tokens, price_model, price_plan, source_lines
+from cptplan.price.pricing import PriceRow, Terms, parse_tokens, price_model, price_plan, source_lines
 from cptplan.workspace import Workspace
 
 
@@ -146,7 +146,7 @@ def test_unknown_accelerator_gets_a_suggestion():
 
 
 def test_plan_is_timed_by_the_pilots_that_ran_here(tmp_path, monkeypatch, example_plan):
-    from cptplan.plan import write_plan
+    from cptplan.planning.plan import write_plan
 
     (tmp_path / "cptplan.yaml").write_text(PROJECT)
     write_model(tmp_path / "base")
@@ -171,7 +171,7 @@ def test_plan_is_timed_by_the_pilots_that_ran_here(tmp_path, monkeypatch, exampl
 
 
 def test_plan_is_priced_by_what_runs_measured_on_its_accelerator(tmp_path, monkeypatch, example_plan):
-    from cptplan.plan import write_plan
+    from cptplan.planning.plan import write_plan
 
     (tmp_path / "cptplan.yaml").write_text(PROJECT)
     write_model(tmp_path / "base")

@@ -7,7 +7,7 @@ import pytest
 
 from cptplan.errors import ConfigError
 from cptplan.laws.history import RunHistory
-from cptplan.published import LossParameters, PublishedSet, find_published, read_published
+from cptplan.simulation.published import LossParameters, PublishedSet, find_published, read_published
 
 
 def run(replay: float = 0.0, *, known: bool = True, steps: int = 2000) -> RunHistory:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cptplan.knobs import Knobs
-from cptplan.recipes import COMMON, RECIPES, nearest_recipe
+from cptplan.planning.knobs import Knobs
+from cptplan.planning.recipes import COMMON, RECIPES, nearest_recipe
 
 
 def test_common_recipe_is_a_tenth_of_the_rate_and_thirty_percent():

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from command_line import PROJECT
 
-from cptplan import rehearse, rehearse_tables
 from cptplan.errors import ConfigError
-from cptplan.knobs import Knobs, Space
-from cptplan.published import find_published
-from cptplan.recipes import COMMON
-from cptplan.rehearse import OURS, Campaign, Rehearsal
-from cptplan.rehearse_setting import Asked, default_project, published_setting, setting_of, with_pilot_share
-from cptplan.rivals import FIRST_RUNG, HALVING, RANDOM, TPE, rival_plans
-from cptplan.search import Score
+from cptplan.planning.knobs import Knobs, Space
+from cptplan.planning.recipes import COMMON
+from cptplan.planning.search import Score
+from cptplan.rehearsal import rehearse
+from cptplan.rehearsal import tables as rehearse_tables
+from cptplan.rehearsal.rehearse import OURS, Campaign, Rehearsal
+from cptplan.rehearsal.rivals import FIRST_RUNG, HALVING, RANDOM, TPE, rival_plans
+from cptplan.rehearsal.setting import Asked, default_project, published_setting, setting_of, with_pilot_share
+from cptplan.simulation.published import find_published
 
 SPACE = Space(
     peak_lr=(1e-5, 1e-3), replay_ratio=(0.0, 0.6), total_steps=(250, 1000), decay_share=(0.0, 0.8), starts=("base",)

@@ -9,12 +9,12 @@ import pytest
 from known_fits import SUPPORT
 from logged_runs import PEAK, STEPS, healthy, write_log
 
-from cptplan.diagnosis import Finding, Remedy
-from cptplan.known_law import KnownLaw
+from cptplan.advice.diagnosis import Finding, Remedy
+from cptplan.advice.remedies import predicted_effect, turned
+from cptplan.advice.run_log import read_run_log
 from cptplan.laws.cpt import CptForm, CptLaw
 from cptplan.laws.history import RunHistory
-from cptplan.remedies import predicted_effect, turned
-from cptplan.run_log import read_run_log
+from cptplan.simulation.known_law import KnownLaw
 
 HISTORY = RunHistory(
     phase="cpt",

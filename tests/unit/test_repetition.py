@@ -11,10 +11,10 @@ from simple_laws import LAWS, make_forecaster
 
 from cptplan.fitting.fitted import FittedLaw
 from cptplan.fitting.separable import Solution
-from cptplan.knobs import Knobs
 from cptplan.laws.cpt import CptForm, CptLaw
 from cptplan.laws.final.repetition import HALF_LIFE
-from cptplan.repetition import knows_repetition, with_assumed_repetition
+from cptplan.planning.knobs import Knobs
+from cptplan.planning.repetition import knows_repetition, with_assumed_repetition
 
 KNOBS = Knobs(peak_lr=1e-3, replay_ratio=0.2, total_steps=200, decay_share=0.3, start="stable", warmup_steps=2)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from logged_runs import STEPS, healthy, series, write_log
 
+from cptplan.advice.run_log import read_logs, read_run_log
 from cptplan.curves import write_curve
 from cptplan.errors import ConfigError, CurveError
-from cptplan.run_log import read_logs, read_run_log
 
 
 def test_run_directory_is_read_back(tmp_path):

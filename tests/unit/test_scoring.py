@@ -15,12 +15,12 @@ from cptplan.curves import CurveRecord, LossCurve, write_curve
 from cptplan.errors import ConfigError, CurveError
 from cptplan.files import read_json
 from cptplan.fitting.fitted import Prediction
+from cptplan.fitting.scoring import Metrics, mean_of, score_curve, score_fit, warmup_steps
 from cptplan.fitting.select import select_law
 from cptplan.fitting.store import write_fit
 from cptplan.laws.cpt import PUBLISHED, CptLaw
 from cptplan.laws.history import history_of
 from cptplan.laws.pretraining import AnnealingLaw
-from cptplan.scoring import Metrics, mean_of, score_curve, score_fit, warmup_steps
 
 NAMES = ("mape", "rmse", "worst", "r2", "coverage90", "end_error")
 

@@ -8,9 +8,9 @@ import numpy as np
 import optuna
 import pytest
 
-from cptplan.knobs import Knobs, Space
-from cptplan.search import Evaluated, Score, grid, pareto, polish, quick_search, search
-from cptplan.study import open_storage
+from cptplan.planning.knobs import Knobs, Space
+from cptplan.planning.search import Evaluated, Score, grid, pareto, polish, quick_search, search
+from cptplan.planning.study import open_storage
 
 SPACE = Space(
     peak_lr=(1e-4, 3e-3),

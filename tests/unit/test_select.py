@@ -12,7 +12,7 @@ import pytest
 from trained_runs import LOSSES, write_model, write_run
 
 from cptplan.errors import ConfigError, CurveError, InfeasiblePlanError, RunFailedError, StorageError
-from cptplan.select import check_feasible, evaluation_scatter, export_chosen, select_checkpoint
+from cptplan.select.select import check_feasible, evaluation_scatter, export_chosen, select_checkpoint
 
 WEIGHTS = "general=0.4"
 

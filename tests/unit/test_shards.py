@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from packed_shards import some_documents, write_shard
 
+from cptplan.advice.shards import read_shard, sample_tokens
 from cptplan.errors import DataError
-from cptplan.shards import read_shard, sample_tokens
 
 
 def test_shard_is_read_back(tmp_path):

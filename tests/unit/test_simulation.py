@@ -9,9 +9,9 @@ from cptplan.curves import CurveRecord, LossCurve, read_curve_directory, write_c
 from cptplan.errors import ConfigError, CurveError
 from cptplan.laws.history import history_of
 from cptplan.mixture import ConstantMixture, RampMixture
-from cptplan.published import find_published
 from cptplan.schedule import ConstantSchedule, CosineSchedule, WsdSchedule
-from cptplan.simulation import Noise, add_noise, eval_steps, simulate_curves
+from cptplan.simulation.published import find_published
+from cptplan.simulation.simulation import Noise, add_noise, eval_steps, simulate_curves
 
 LAWS = find_published("knowledge-pile").laws()
 BASE = CurveRecord(

@@ -9,9 +9,9 @@ from command_line import write_project
 from logged_runs import healthy, series
 from packed_shards import some_documents, write_shard
 
+from cptplan.advice.situation import BYTES_PER_TOKEN, Told, find_situation
 from cptplan.config import read_project
 from cptplan.errors import ConfigError
-from cptplan.situation import BYTES_PER_TOKEN, Told, find_situation
 from cptplan.workspace import Workspace
 
 

@@ -11,9 +11,9 @@ from simple_laws import make_project
 
 from cptplan import stages
 from cptplan.curves import read_curve_directory, write_curve
-from cptplan.design import pilot_specs
 from cptplan.errors import DataError, RunFailedError
 from cptplan.files import read_json, write_json
+from cptplan.pilots.design import pilot_specs
 from cptplan.workspace import Workspace
 
 

@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from cptplan.errors import StorageError
-from cptplan.study import open_storage, write_study
+from cptplan.planning.study import open_storage, write_study
 
 
 def trials(*values):

@@ -6,7 +6,7 @@ import pytest
 from simple_laws import make_project
 
 from cptplan.files import write_json
-from cptplan.plan import Expected
+from cptplan.planning.plan import Expected
 from cptplan.report.data import OutcomeRow
 from cptplan.tables import (
     CORPORA_COLUMNS,

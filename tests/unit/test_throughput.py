@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cptplan.files import write_json
-from cptplan.hardware import find_hardware
-from cptplan.throughput import measured_speed
+from cptplan.price.hardware import find_hardware
+from cptplan.price.throughput import measured_speed
 
 H200 = find_hardware("h200-sxm")
 RESULT = {"tokens": 1000, "train_seconds": 2.0, "device": "NVIDIA H200", "num_processes": 4, "num_params_total": 7}

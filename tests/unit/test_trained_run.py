@@ -8,7 +8,7 @@ import pytest
 from trained_runs import LOSSES, write_model, write_run
 
 from cptplan.errors import ConfigError, CurveError
-from cptplan.trained_run import check_same_base, read_trained_run
+from cptplan.select.trained_run import check_same_base, read_trained_run
 
 
 def test_run_is_read(tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cptplan.errors import ConfigError
-from cptplan.simulation import Noise
-from cptplan.virtual_lab import Lab, draw_lab, run_lab
+from cptplan.simulation.simulation import Noise
+from cptplan.simulation.virtual_lab import Lab, draw_lab, run_lab
 
 LAB = Lab(law="knowledge-pile", final_steps=2000, pilot_share=0.2, noise=Noise(sd_nats=0.005, seed=7), seed=7)
 

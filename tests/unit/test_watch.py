@@ -12,8 +12,8 @@ from watch_examples import STABLE, make_campaign, write_run
 from cptplan.config import read_project
 from cptplan.curves import read_curve, write_curve
 from cptplan.errors import ConfigError, CurveError
-from cptplan.watch import MOST_POINTS, open_watcher, thinned
-from cptplan.watch_model import Points
+from cptplan.watch.model import Points
+from cptplan.watch.watch import MOST_POINTS, open_watcher, thinned
 from cptplan.workspace import Workspace
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from watch_examples import END, STABLE, STEPS, evaluated, history, models, points, record
 
-from cptplan.watch_alarm import FALSE_ALARMS, OTHER_REPLAY, _leaving, judge_run, rivals_of
-from cptplan.watch_model import Points
+from cptplan.watch.alarm import FALSE_ALARMS, OTHER_REPLAY, _leaving, judge_run, rivals_of
+from cptplan.watch.model import Points
 
 PLANNED = history(record())
 RIVALS = rivals_of(PLANNED, {"stable": history(record(parent_step=STABLE))})

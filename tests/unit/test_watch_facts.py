@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from watch_examples import END, STABLE, STEPS, history, losses, record, write_run
 
-from cptplan.watch_facts import Planned, actual_rates, actual_replay, told_alarms
-from cptplan.watched_run import find_run, read_watched
+from cptplan.watch.facts import Planned, actual_rates, actual_replay, told_alarms
+from cptplan.watch.run import find_run, read_watched
 
 START = {name: float(loss[0]) for name, loss in losses(record(), np.array([0])).items()}
 PLANNED = Planned(

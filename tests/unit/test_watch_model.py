@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 from scipy.stats import kstest, multivariate_normal
 from watch_examples import STEPS, evaluated, fitted, history, losses, models, points, record
 
-from cptplan.watch_model import NUM_DRAWS, CurveModel, Points
+from cptplan.watch.model import NUM_DRAWS, CurveModel, Points
 
 NONE = Points(steps=np.zeros(0, dtype=np.int64), loss=np.zeros(0))
 PLANNED = history(record())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from watch_examples import STEPS, history, record
 
-from cptplan.watch_options import ways_on
+from cptplan.watch.options import ways_on
 
 RUN = history(record())
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cptplan import watch_text
-from cptplan.forecast import Interval
-from cptplan.watch_facts import Alarm
-from cptplan.watch_model import Points
-from cptplan.watch_view import Option, SetView
+from cptplan.planning.forecast import Interval
+from cptplan.watch import text as watch_text
+from cptplan.watch.facts import Alarm
+from cptplan.watch.model import Points
+from cptplan.watch.view import Option, SetView
 
 GRID = np.arange(20, 1001, 10)
 MEAN = 3.0 - 0.0005 * GRID

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from watch_examples import make_campaign, write_run
 
-from cptplan import watch_verb
-from cptplan.watch_report import draw_watch, headline, render_watch
+from cptplan.verbs import watch as watch_verb
+from cptplan.watch.report import draw_watch, headline, render_watch
 
 
 @pytest.fixture(scope="module")

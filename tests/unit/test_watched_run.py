@@ -11,7 +11,7 @@ import pytest
 from watch_examples import STEPS, record, write_progress, write_run
 
 from cptplan.errors import ConfigError, CurveError
-from cptplan.watched_run import find_run, read_watched
+from cptplan.watch.run import find_run, read_watched
 
 
 @pytest.fixture

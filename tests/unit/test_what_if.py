@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 from known_fits import exact_fits
 
-from cptplan import what_if
 from cptplan.curves import CurveRecord, write_curve
 from cptplan.errors import ConfigError, CurveError
-from cptplan.published import find_published
 from cptplan.schedule import WsdSchedule
-from cptplan.simulation import simulate_curves
-from cptplan.what_if import plan_what_if, read_replay_form
+from cptplan.simulation.published import find_published
+from cptplan.simulation.simulation import simulate_curves, what_if
+from cptplan.simulation.what_if import plan_what_if, read_replay_form
 
 COSINE = {"kind": "cosine", "peak_lr": 1e-4, "total_steps": 500}
 WSD = {"kind": "wsd", "peak_lr": 2.5e-4, "total_steps": 500, "decay_steps": 100}

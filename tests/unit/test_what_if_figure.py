@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from known_fits import exact_fits
 
-from cptplan.law_tables import End, ends
-from cptplan.predictions import predict_runs
-from cptplan.simulation import simulate_curves
-from cptplan.what_if import plan_what_if
-from cptplan.what_if_figure import draw_what_if, headline
+from cptplan.fitting.law_tables import End, ends
+from cptplan.fitting.predictions import predict_runs
+from cptplan.simulation.simulation import simulate_curves
+from cptplan.simulation.what_if import plan_what_if
+from cptplan.simulation.what_if_figure import draw_what_if, headline
 
 
 @pytest.mark.parametrize("with_bands", [False, True])

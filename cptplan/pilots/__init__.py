@@ -1,0 +1,1 @@
+"""Which short runs to train, first and next, and what they cost."""

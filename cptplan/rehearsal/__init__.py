@@ -1,0 +1,1 @@
+"""Virtual campaigns that tell how good a plan a pilot budget buys."""

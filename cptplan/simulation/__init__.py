@@ -1,0 +1,1 @@
+"""Curves of runs that nobody trained, from published or fitted laws."""
