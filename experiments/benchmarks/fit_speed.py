@@ -25,8 +25,8 @@ from cptplan.fitting.separable import Solution, solve
 from cptplan.laws.cpt import Side
 from cptplan.laws.history import observations
 from cptplan.run_spec import default_eval_steps
-from cptplan.simulation import Noise, add_noise, simulate_curves
-from cptplan.virtual_lab import BASE, Lab, run_lab
+from cptplan.simulation.simulation import Noise, add_noise, simulate_curves
+from cptplan.simulation.virtual_lab import BASE, Lab, run_lab
 
 SIDES: tuple[Side, Side] = ("general", "domain")
 CURVES, POINTS, STEPS = 20, 200, 4000

@@ -21,10 +21,10 @@ import numpy as np
 from record import LOG, Goal, start, write_record
 
 from cptplan.curves import LossCurve, read_curve_directory
+from cptplan.fitting.scoring import Metrics, mean_of, score_curve
 from cptplan.fitting.select import candidate_laws, select_law, settled_step
 from cptplan.fitting.separable import solve
 from cptplan.laws.history import observations
-from cptplan.scoring import Metrics, mean_of, score_curve
 
 LAWS = ("auto", "multi_power_late", "multi_power", "annealing", "fsl", "power")
 SET = "general"

@@ -1,8 +1,8 @@
 """Virtual campaigns with a known truth: python experiments/benchmarks/virtual_campaigns.py --campaigns 500.
 
 Each campaign draws a published CPT law as the truth, 6 to 12 pilots of 10 to 25 % of the final length and noise of
-0.002 to 0.01 nats (cptplan.virtual_lab), fits both validation sets and predicts three final runs. Errors and coverage
-are against the loss without noise, after the first steps that the fit leaves out; against measured values too.
+0.002 to 0.01 nats (cptplan.simulation.virtual_lab), fits both validation sets and predicts three final runs. Errors and
+coverage are against the loss without noise, after the first steps that the fit leaves out; against measured values too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cptplan.fitting.fitted import FittedLaw
 from cptplan.fitting.select import select_law
 from cptplan.laws.cpt import Side
 from cptplan.laws.history import history_of
-from cptplan.virtual_lab import VirtualCampaign, draw_lab, run_lab
+from cptplan.simulation.virtual_lab import VirtualCampaign, draw_lab, run_lab
 
 SIDES: tuple[Side, Side] = ("general", "domain")
 FIRST_SEED = 1000  # campaigns before it were looked at while the intervals were made

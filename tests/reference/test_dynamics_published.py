@@ -1,7 +1,7 @@
 """Dynamics of the published parameter sets against the figures of the paper and what follows from its formulas.
 
-Parameters: arXiv:2505.07796, figures 3, 11 and 12 (cptplan/simulation/published.yaml). Critical points L0 + B, starts and
-the loss-potential table were worked out by hand from the printed numbers, outside of this package.
+Parameters: arXiv:2505.07796, figures 3, 11 and 12 (cptplan/simulation/published.yaml). Critical points L0 + B, starts
+and the loss-potential table were worked out by hand from the printed numbers, outside of this package.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The published parameter sets as our law predicts them, against the printed formula written out as it stands.
 
 Source of the parameters: arXiv:2505.07796, figures 3, 11, 12, 15, 16 and appendix G (see
-cptplan/simulation/published.yaml). The oracles for given areas, the loss-potential table and the re-warmed cosine were worked out by hand from the printed
-formulas and parameters of figures 3 and 11, outside of this package.
+cptplan/simulation/published.yaml). The oracles for given areas, the loss-potential table and the re-warmed cosine were
+worked out by hand from the printed formulas and parameters of figures 3 and 11, outside of this package.
 """
 
 from __future__ import annotations
