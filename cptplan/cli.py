@@ -236,13 +236,13 @@ def launch(
     override: Set = [],  # noqa: B006
     out: Out = DEFAULT_OUT,
     target: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--target",
             help="local, accelerate, torchrun, slurm, skypilot, kubernetes; or a recipe for another trainer: "
-            "llama-factory, deepspeed, axolotl, nemo-automodel, torchtitan.",
+            "llama-factory, deepspeed, axolotl, nemo-automodel, torchtitan. Default: the project's launch.target.",
         ),
-    ] = "accelerate",
+    ] = None,
     option: Annotated[
         list[str], typer.Option("--option", help="Of the target, such as partition=gpu. Repeatable.")
     ] = [],  # noqa: B006
@@ -257,6 +257,7 @@ def launch(
 
     screen = Screen(as_json=as_json)
     project, workspace = _open(config, out, override)
+    target = target or project.launch.target
     directory = final.write_launch_files(project, workspace, target, option, allow_loss_of)
     screen.say(f"wrote {directory}")
     if run:

@@ -210,6 +210,16 @@ class Pilot(Contract):
         return self
 
 
+class Launch(Contract):
+    """Where the final run is started from; the command line's --target and --option come before it."""
+
+    target: str = "accelerate"
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Of the target, such as partition; they count for this target alone."""
+    allow_loss_of: tuple[str, ...] = ()
+    """What a recipe for another trainer may drop of the plan."""
+
+
 class Project(Contract):
     """The whole of cptplan.yaml."""
 
@@ -221,6 +231,7 @@ class Project(Contract):
     budget: Budget
     pilot: Pilot
     search: Search = Search()
+    launch: Launch = Launch()
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

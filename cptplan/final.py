@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from cptplan import campaign
-from cptplan.config import Project
+from cptplan.config import Launch, Project
 from cptplan.errors import ConfigError
 from cptplan.launch import check_target, parse_options, write_launch
 from cptplan.pilots.design import run_spec
 from cptplan.planning.plan import Plan, PlannedRun, read_plan
+from cptplan.price.flops import training_flops
 from cptplan.price.hardware import Hardware, find_hardware
+from cptplan.price.model_shape import read_model_shape
 from cptplan.run_options import Accounting
 from cptplan.run_spec import RunSpec, read_run_spec
 from cptplan.stages import Note, quiet, read_corpora, require_tokens, run_jobs, tokens_of_run
@@ -49,19 +51,21 @@ def write_launch_files(
 ) -> Path:
     """Write the launch files of the newest plan's run for a target.
 
-    Args:      options: key=value pairs of the target. allow_loss_of: what a recipe for another trainer may drop.
+    Args:      options: key=value pairs of the target, over the project's. allow_loss_of: what a recipe for another
+               trainer may drop, besides what the project allows.
     Returns:   launch/<target>/, which holds launch.sh, manifest.json and run/spec.json.
     Raises:    ConfigError for an unknown target, what it cannot express, or without a plan; DataError if a corpus is
                missing or too small for the run.
     """
     check_target(target)
-    chosen = parse_options(target, options)
+    ours = project.launch if project.launch.target == target else Launch()
+    chosen = parse_options(target, [*(f"{key}={value}" for key, value in ours.options.items()), *options])
     plan = read_plan(workspace.latest("plans") / "plan.json")
     local = target == "local"
     here = project.budget.hardware if campaign.has_accelerator() else "cpu"
     hardware = find_hardware(here if local else project.budget.hardware)
     spec = planned_spec(project, workspace, plan.chosen, "final")
-    spec = spec.model_copy(update={"accounting": _accounting(hardware)})
+    spec = spec.model_copy(update={"accounting": _accounting(hardware, spec)})
     require_tokens(read_corpora(workspace), tokens_of_run(spec), project.budget.max_epochs)
     devices = project.pilot.processes if local else project.budget.num_devices
     write_launch(
@@ -72,17 +76,28 @@ def write_launch_files(
         num_processes=devices,
         num_nodes=1 if local else max(-(-devices // DEVICES_PER_NODE), 1),
         options=chosen,
-        allow_loss_of=allow_loss_of,
+        allow_loss_of=(*ours.allow_loss_of, *allow_loss_of),
     )
     return workspace.launch / target
 
 
-def _accounting(hardware: Hardware) -> Accounting | None:
-    """What the run's log needs for its MFU and its price; None for a CPU, whose peak is a guess."""
+def _accounting(hardware: Hardware, spec: RunSpec) -> Accounting | None:
+    """What the run's log needs for its MFU and its price; None for a CPU, whose peak is a guess.
+
+    FLOPs of a token count attention without its causal half, as the published MFU figures do, where the start is a
+    directory with its shape; else the trainer takes 6 N.
+    """
     if hardware.kind == "cpu":
         return None
-    price = hardware.usd_per_hour
-    return Accounting(peak_flops=hardware.peak_flops.value, usd_per_device_hour=None if price is None else price.value)
+    price, directory = hardware.usd_per_hour, Path(spec.model.path or "")
+    per_token = None
+    if (directory / "config.json").is_file():
+        per_token = training_flops(read_model_shape(directory), 1.0, spec.seq_len, causal=False)
+    return Accounting(
+        peak_flops=hardware.peak_flops.value,
+        flops_per_token=per_token,
+        usd_per_device_hour=None if price is None else price.value,
+    )
 
 
 def final_job(workspace: Workspace, target: str = "local") -> campaign.Job:

@@ -8,6 +8,7 @@ from launch_examples import write_shards
 from simple_laws import make_project
 
 from cptplan import final
+from cptplan.config import Launch
 from cptplan.errors import ConfigError, DataError
 from cptplan.files import write_json
 from cptplan.planning.plan import write_plan
@@ -76,6 +77,30 @@ def test_plan_of_a_start_that_is_gone(tmp_path, workspace, with_plan):
 def test_target_that_does_not_train_here_is_not_run(target, project, workspace):
     with pytest.raises(ConfigError, match=f"--run must come with target local, torchrun, accelerate; got {target}"):
         final.run_final(project, workspace, target)
+
+
+def test_launch_section_of_the_project_counts_for_its_target(project, workspace, with_plan):
+    ours = Launch(target="slurm", options={"partition": "gpu", "cpus_per_node": 4})
+    project = project.model_copy(update={"launch": ours})
+    script = (final.write_launch_files(project, workspace, "slurm") / "job.sbatch").read_text()
+    assert "#SBATCH --partition=gpu" in script
+    script = (final.write_launch_files(project, workspace, "slurm", ["partition=big"]) / "job.sbatch").read_text()
+    assert "#SBATCH --partition=big" in script
+    final.write_launch_files(project, workspace, "torchrun")  # has no partition, and is not asked for one
+
+
+def test_flops_of_a_token_are_the_start_s_own(project, workspace, with_plan, tmp_path):
+    start = tmp_path / "start"
+    shape = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 256, "tie_word_embeddings": True}
+    write_json(start / "config.json", shape)
+    starts = tuple(one.model_copy(update={"path": str(start)}) for one in project.model.starts)
+    project = project.model_copy(update={"model": project.model.model_copy(update={"starts": starts})})
+    directory = final.write_launch_files(project, workspace, "torchrun")
+    spec = read_run_spec(directory / "run" / "spec.json")
+    matrices = 2 * (4 * 64 * 64 + 3 * 64 * 128) + 64 * 256
+    attention = 2 * 2 * 2 * spec.seq_len * 64  # layers x (scores, values) x multiply-add x positions x width
+    assert spec.accounting.flops_per_token == pytest.approx(3 * (2 * matrices + attention))
 
 
 def test_options_of_a_target_arrive(project, workspace, with_plan):
