@@ -61,7 +61,7 @@ def fit_rows(fit_dir: Path) -> list[Row]:
             form["form"],
             f"{form['discrepancy']:.2%}",
             f"{form['in_sample_error']:.2%}",
-            f"{form['weight']:.0%}" if form["weight"] else "-",
+            f"{weight:.0%}" if (weight := form.get("weight", float(number == 0))) else "-",
         )
         for name, forms in sets.items()
         for number, form in enumerate(forms)

@@ -10,11 +10,11 @@ import pytest
 from scipy.optimize import brentq, minimize_scalar
 from simple_laws import LAWS as BOWLS
 
+from cptplan.dynamics import dynamics
 from cptplan.dynamics import table as dynamics_table
 from cptplan.dynamics.dynamics import (
     Setting,
     critical_point,
-    dynamics,
     replay_by_weight,
     start_effect,
     step_grid,

@@ -43,15 +43,18 @@ def test_pilots(tmp_path):
 
 def test_fits_show_the_kept_form_first(tmp_path):
     forms = [
-        {"form": "b", "discrepancy": 0.0123, "in_sample_error": 0.004},
-        {"form": "a", "discrepancy": 0.2, "in_sample_error": 0.1},
+        {"form": "b", "discrepancy": 0.0123, "in_sample_error": 0.004, "weight": 1.0},
+        {"form": "a", "discrepancy": 0.2, "in_sample_error": 0.1, "weight": 0.0},
     ]
     write_json(tmp_path / "report.json", {"schema_version": 1, "sets": {"general": forms}})
     assert fit_rows(tmp_path) == [
-        ("loss_general", "b", "1.23%", "0.40%", "yes"),
-        ("", "a", "20.00%", "10.00%", ""),
+        ("loss_general", "b", "1.23%", "0.40%", "100%"),
+        ("", "a", "20.00%", "10.00%", "-"),
     ]
     assert len(FIT_COLUMNS) == 5
+    old = [{key: value for key, value in form.items() if key != "weight"} for form in forms]
+    write_json(tmp_path / "report.json", {"schema_version": 1, "sets": {"general": old}})
+    assert [row[-1] for row in fit_rows(tmp_path)] == ["100%", "-"]  # a fit that kept one form
 
 
 def write_laws(directory, laws, third=None):

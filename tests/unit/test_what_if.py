@@ -8,8 +8,9 @@ from known_fits import exact_fits
 from cptplan.curves import CurveRecord, write_curve
 from cptplan.errors import ConfigError, CurveError
 from cptplan.schedule import WsdSchedule
+from cptplan.simulation import what_if
 from cptplan.simulation.published import find_published
-from cptplan.simulation.simulation import simulate_curves, what_if
+from cptplan.simulation.simulation import simulate_curves
 from cptplan.simulation.what_if import plan_what_if, read_replay_form
 
 COSINE = {"kind": "cosine", "peak_lr": 1e-4, "total_steps": 500}
