@@ -157,30 +157,26 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def budget_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line for each budget."""
-    head = [
-        "pilots",
-        "share",
-        "final / pilot",
-        "n",
-        "cptplan",
-        "median",
-        "p90",
-        "of the loss",
-        "interval held",
-        *CONTENDERS[1:],
-    ]
+    head = ["pilots", "share", "final / pilot", "n", "cptplan", "median", "p90", "of the loss", "interval held"]
+    head += CONTENDERS[1:]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
         ours = row["regret"][OURS]
         number = f"{row['designed']}" + (f" + {row['advised']} advised" if row["advised"] else "")
         longer = (row["designed"] + row["advised"]) / row["share"]
-        lines.append(
-            f"| {number} | {row['share']:.1%} | {longer:.0f} | {row['campaigns']} | {ours['mean']:.4f} ({ours['low']:.4f} to "
-            f"{ours['high']:.4f}) | {ours['median']:.4f} | {ours['p90']:.4f} | {row['share_of_loss']:.2%} | "
-            f"{row['coverage']:.0%} | "
-            + " | ".join(f"{row['regret'][name]['mean']:.4f}" for name in CONTENDERS[1:])
-            + " |"
-        )
+        cells = [
+            number,
+            f"{row['share']:.1%}",
+            f"{longer:.0f}",
+            str(row["campaigns"]),
+            f"{ours['mean']:.4f} ({ours['low']:.4f} to {ours['high']:.4f})",
+            f"{ours['median']:.4f}",
+            f"{ours['p90']:.4f}",
+            f"{row['share_of_loss']:.2%}",
+            f"{row['coverage']:.0%}",
+            *(f"{row['regret'][name]['mean']:.4f}" for name in CONTENDERS[1:]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
