@@ -15,13 +15,14 @@ import numpy as np
 from contenders import CHOSEN, Predict, Task, combination, contenders
 from figure import draw
 from numpy.typing import NDArray
-from questions import TIMES, batch_rows, lambda_rows, noise_floor, repetition_rows, replay_rows
+from questions import TIMES, batch_rows, change_rows, lambda_rows, noise_floor, repetition_rows, replay_rows
 from tables import COUNTED, markdown
 
 from cptplan.curves import LossCurve, read_curve_directory
 from cptplan.files import write_json, write_text
 from cptplan.fitting.fitted import FittedLaw, rms
 from cptplan.fitting.select import select_law, sets_of, side_of
+from cptplan.fitting.support import passes_of
 from cptplan.laws.history import history_of
 
 FloatArray = NDArray[np.float64]
@@ -36,11 +37,13 @@ FAST_RUNS = 4
 def main(curves_dir: Path = CURVES, out: Path = HERE, *, fast: bool = False) -> None:
     """Fit to base and pilots of each lab, predict every other run, compare the laws."""
     labs = {lab: read_lab(curves_dir / lab) for lab in LABS if (curves_dir / lab).is_dir()}
-    results: dict[str, Any] = {key: [] for key in ("ends", "lambda", "replay", "repetition", "batch", "noise")}
+    results: dict[str, Any] = {
+        key: [] for key in ("ends", "lambda", "replay", "repetition", "change", "batch", "noise")
+    }
     results["runs"] = {lab: run_facts(curves) for lab, curves in labs.items()}
     for lab, curves in list(labs.items())[: 1 if fast else None]:
         study(lab, curves, results, fast=fast)
-    write_json(out / "results.json", {"schema_version": 1, **compact(results)})
+    write_json(out / "results.json", {"schema_version": 1, **compact(kept(results))})
     write_text(out / "results.md", markdown(results))
     draw(results, out / "figure.png")
 
@@ -102,9 +105,13 @@ def study(lab: str, curves: Mapping[str, LossCurve], results: dict[str, Any], *,
             results["replay"] += replay_rows(task, counted)
         for run in (run for run in unseen if group_of(run.name) == "batch"):
             results["batch"] += batch_rows(task, chosen, run, twin_of(run, curves))
-        repeated = [run for run in unseen if group_of(run.name) == "repeat"]
+        repeated = sorted(
+            (run for run in unseen if group_of(run.name) == "repeat"),
+            key=lambda run: passes_of(history_of(run, curves)),
+        )
         if len(repeated) > 1 and task.side == "domain":
             results["repetition"] += repetition_rows(task, chosen, repeated)
+            results["change"] += change_rows(task, repeated)
         floor = noise_floor(set_name, seed_cells(unseen))
         if floor is not None:
             results["noise"].append({"lab": lab, "set": set_name, **asdict(floor)})
@@ -131,6 +138,7 @@ def judged(task: Task, law_name: str, law: Predict, chosen: FittedLaw, run: Loss
         inside = (band.low <= loss) & (loss <= band.high)
         row["inside"], row["points_inside"] = bool(inside[-1]), float(inside.mean())
         row["half_width"] = float((band.high[-1] - band.low[-1]) / 2.0 / loss[-1])
+        row["low"], row["high"] = float(band.low[-1] / loss[-1] - 1.0), float(band.high[-1] / loss[-1] - 1.0)
     if law_name == CHOSEN:
         row["flags"] = list(chosen.support.flags(history_of(run, task.curves), chosen.law.reference_lr))
     return row
@@ -170,6 +178,17 @@ def twin_of(run: LossCurve, curves: Mapping[str, LossCurve]) -> LossCurve | None
         ):
             return other
     return None
+
+
+def kept(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What results.json keeps: all about what cptplan fit gives, of the other laws the end errors."""
+    ends = results["ends"]
+    errors: dict[str, Any] = {}
+    for row in ends:
+        errors.setdefault(row["lab"], {}).setdefault(row["set"], {}).setdefault(row["law"], {})[row["run"]] = row[
+            "end_error"
+        ]
+    return {**results, "ends": [row for row in ends if row["law"] == CHOSEN], "end_errors": errors}
 
 
 def compact(values: Any) -> Any:

@@ -18,6 +18,7 @@ from tables import COUNTED, column, resampled, unique
 from cptplan.fitting.fitted import rms
 
 Row = Mapping[str, Any]
+TICKS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 OURS, OTHER, OUT, FLOOR = "#4477aa", "#888888", "#cc3311", "#ccbb44"
 
 
@@ -50,12 +51,14 @@ def laws_panel(axis: Axes, rows: Sequence[Row], floor: Row | None) -> None:
         axis.plot(rms(errors), number, "o", color=colour, markersize=4)
     if floor is not None:
         axis.axvline(100.0 * floor["sd"], color=FLOOR, linewidth=1.5, label="spread over seeds")
-        axis.legend(fontsize=6, loc="lower right")
+        axis.legend(fontsize=6, loc="upper right")
     axis.set_yticks(range(len(laws)), laws, fontsize=6)
     axis.invert_yaxis()
     axis.set_xscale("log")
-    axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axis.set_xlim(0.1, 60.0)
+    axis.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
     axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axis.grid(axis="x", color="#dddddd", linewidth=0.5)
     axis.tick_params(axis="x", labelsize=6)
     axis.set_xlabel("percent of the loss", fontsize=7)
 
@@ -65,15 +68,14 @@ def ends_panel(axis: Axes, rows: Sequence[Row]) -> None:
     rows = [row for group in unique(rows, "group") for row in rows if row["group"] == group]
     for number, row in enumerate(rows):
         colour = OURS if row["inside"] else OUT
-        error, half = 100.0 * row["end_error"], 100.0 * row["half_width"]
-        axis.plot([number, number], [error - half, error + half], color=colour, linewidth=1, alpha=0.6)
-        axis.plot(number, error, "o", color=colour, markersize=2.5)
+        axis.plot([number] * 2, [100.0 * row["low"], 100.0 * row["high"]], color=colour, linewidth=1, alpha=0.6)
+        axis.plot(number, 100.0 * row["end_error"], "o", color=colour, markersize=2.5)
     axis.axhline(0.0, color="#222222", linewidth=0.6)
     groups = [row["group"] for row in rows]
     for group in dict.fromkeys(groups):
         at = [number for number, name in enumerate(groups) if name == group]
         axis.axvline(at[0] - 0.5, color="#cccccc", linewidth=0.6)
-        axis.text(at[0] - 0.3, 1.0, group, fontsize=6, rotation=90, va="top", transform=axis.get_xaxis_transform())
+        axis.text(at[0] - 0.4, 0.98, group, fontsize=6, va="top", transform=axis.get_xaxis_transform(), rotation=90)
     axis.set_xticks([])
     axis.tick_params(axis="y", labelsize=6)
     axis.set_ylabel("percent of the loss", fontsize=7)

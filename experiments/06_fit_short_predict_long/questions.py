@@ -14,7 +14,7 @@ from scipy.stats import chi2
 from cptplan.curves import LossCurve
 from cptplan.errors import ConfigError
 from cptplan.fitting.fitted import FittedLaw, in_sample_error, rms
-from cptplan.fitting.select import FORMS
+from cptplan.fitting.select import FORMS, REPEATED
 from cptplan.fitting.separable import Solution, predict, solve
 from cptplan.fitting.support import passes_of
 from cptplan.laws.cpt import CptForm, CptLaw
@@ -25,6 +25,7 @@ from cptplan.planning.repetition import with_assumed_repetition
 
 FloatArray = NDArray[np.float64]
 
+WORTHS = np.geomspace(0.3, 300.0, 61).tolist()  # passes: the bounds of the law's R
 TIMES = (5.0, 20.0, 50.0, 100.0, 300.0, 1000.0)  # steps; 1,000 is the published lambda = 0.999
 # What differs is how replay acts; all else is as in the trusted form of the side.
 REPLAY: Mapping[str, Mapping[str, CptForm]] = {
@@ -49,25 +50,25 @@ def lambda_rows(task: Task, runs: Sequence[LossCurve], times: Iterable[float]) -
     """End errors of the trusted form with its annealing memory fitted, and held at several values."""
     form = FORMS[task.side][0]
     laws = {"fitted": task.law(form)} | {f"{t:g}": pinned(task.law(form), forgetting_time=t) for t in times}
-    return [{"memory": name, **_row(task, law, runs)} for name, law in laws.items()]
+    return [{"memory": name, **_row(task, law, runs)[0]} for name, law in laws.items()]
 
 
 def replay_rows(task: Task, runs: Sequence[LossCurve]) -> list[dict[str, Any]]:
     """End errors by how replay acts, of runs with less than 5 % replay and of the rest."""
     found = []
     for name, form in REPLAY[task.side].items():
-        row = _row(task, task.law(form), runs)
+        row, errors = _row(task, task.law(form), runs)
         little = [float(run.replay_ratios().mean()) < 0.05 for run in runs]
-        errors = np.array(row["errors"])
         parts = {"little": errors[np.array(little)], "more": errors[~np.array(little)]}
         found.append({"replay": name, **row, **{f"rms_{key}": rms(e) if len(e) else None for key, e in parts.items()}})
     return found
 
 
-def _row(task: Task, law: Law, runs: Sequence[LossCurve]) -> dict[str, Any]:
+def _row(task: Task, law: Law, runs: Sequence[LossCurve]) -> tuple[dict[str, Any], FloatArray]:
+    """The row of one law, and its error at the end of every run."""
     data = task.data()
     best = solve(law, data)
-    errors = [end_error(task, law, best, run) for run in runs]
+    errors = np.array([end_error(task, law, best, run) for run in runs])
     return {
         "lab": task.lab,
         "set": task.set_name,
@@ -76,8 +77,7 @@ def _row(task: Task, law: Law, runs: Sequence[LossCurve]) -> dict[str, Any]:
         "in_sample": in_sample_error(law, best, data),
         "rms": rms(errors),
         "mean": float(np.mean(errors)),
-        "errors": errors,
-    }
+    }, errors
 
 
 def end_error(task: Task, law: Law, best: Solution, run: LossCurve) -> float:
@@ -115,6 +115,61 @@ def repetition_rows(task: Task, chosen: FittedLaw, runs: Sequence[LossCurve]) ->
         harm = float(best.coefficients[-1]) if law.repeats else float("nan")
         found.append(row | {"R": fitted_value(law, best, "R"), "harm": harm})
     return found
+
+
+def change_rows(task: Task, runs: Sequence[LossCurve]) -> list[dict[str, Any]]:
+    """Change of the final loss from the longest cut that repeats to the shorter ones, measured and by the law.
+
+    A cut may be other text than the whole domain, which moves the loss of all of them alike; the change is free of it.
+    The law's other parameters are those of the pilots; worth and harm are given, or those that fit the changes best.
+    """
+    cuts = [run for run in runs if passes_of(history_of(run, task.curves)) > REPEATED]
+    if len(cuts) < 2:
+        return []
+    fresh, law = task.law(FORMS[task.side][0]), task.law(replace(FORMS[task.side][0], repetition=True))
+    best = solve(fresh, task.data())
+    measured = np.array([run.losses[task.set_name][-1] for run in cuts])
+    measured = measured[1:] - measured[0]
+
+    def changes(worth: float, harm: float) -> FloatArray:
+        """Predicted changes, nats per token."""
+        at = [p.name for p in law.parameters].index("R")
+        solution = replace(
+            best, values=np.insert(best.values, at, worth), coefficients=np.append(best.coefficients, harm)
+        )
+        ends = np.array([predict(law, solution, history_of(run, task.curves), run.steps[-1:])[0] for run in cuts])
+        return np.asarray(ends[1:] - ends[0])
+
+    def harm_for(worth: float) -> float:
+        column = changes(worth, 1.0) - changes(worth, 0.0)
+        return max(float(column @ (measured - changes(worth, 0.0)) / (column @ column)), 0.0)
+
+    def misfit(worth: float, harm: float) -> float:
+        return float(np.sum((changes(worth, harm) - measured) ** 2))
+
+    alone = min(WORTHS, key=lambda worth: misfit(worth, 0.0))
+    both = min(WORTHS, key=lambda worth: misfit(worth, harm_for(worth)))
+    choices = {
+        "repeats count as fresh": (1e9, 0.0),
+        f"worth e^(-passes / {HALF_LIFE:.2f}), no harm": (HALF_LIFE, 0.0),
+        "worth fitted, no harm": (alone, 0.0),
+        f"worth e^(-passes / {HALF_LIFE:.2f}), harm fitted": (HALF_LIFE, harm_for(HALF_LIFE)),
+        "worth and harm fitted": (both, harm_for(both)),
+    }
+    passes = [round(passes_of(history_of(run, task.curves)), 1) for run in cuts]
+    return [
+        {
+            "lab": task.lab,
+            "set": task.set_name,
+            "repetition": label,
+            "R": worth,
+            "harm": harm,
+            "passes": passes,
+            "measured": measured.tolist(),
+            "predicted": changes(worth, harm).tolist(),
+        }
+        for label, (worth, harm) in choices.items()
+    ]
 
 
 def _without_harm(law: CptLaw) -> CptLaw:

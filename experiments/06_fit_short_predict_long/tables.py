@@ -36,6 +36,10 @@ def markdown(results: Mapping[str, Any]) -> str:
     parts += ["## Annealing memory", "Trusted form; rms end error and, in brackets, mean.", memory(results["lambda"])]
     parts += ["## How replay acts", replay(results["replay"])]
     parts += ["## Repeated domain tokens", repetition(results["repetition"])]
+    parts += [
+        "Change of the final loss from the first of these cuts to the shorter ones, nats per token.",
+        change(results["change"]),
+    ]
     parts += ["## Another batch", batch(results["batch"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -219,6 +223,24 @@ def repetition(rows: Sequence[Row]) -> str:
         for r in rows
     ]
     return table(["fitted to", "repetition", *(f"{p:g} passes" for p in rows[0]["passes"]), "rms"], lines)
+
+
+def change(rows: Sequence[Row]) -> str:
+    """Changes of the final loss with the passes, measured and predicted."""
+    if not rows:
+        return table((), ())
+    first, *passes = rows[0]["passes"]
+    lines = [["measured", "", "", *(f"{value:+.3f}" for value in rows[0]["measured"])]]
+    lines += [
+        [
+            r["repetition"],
+            f"{r['R']:.1f}" if r["R"] < 1e6 else "",
+            f"{r['harm']:.3f}",
+            *(f"{v:+.3f}" for v in r["predicted"]),
+        ]
+        for r in rows
+    ]
+    return table(["repetition", "R", "harm", *(f"{first:g} to {p:g} passes" for p in passes)], lines)
 
 
 def batch(rows: Sequence[Row]) -> str:
