@@ -10,22 +10,32 @@ from cptplan.report.data import (
     Fact,
     FitParameter,
     FitRow,
+    FormRow,
     Headline,
     OutcomeRow,
-    ParetoFront,
-    ParetoPoint,
-    PlanRow,
     ReportData,
     RunView,
     SetCurve,
-    Surface,
-    SurfacePoint,
     as_cells,
     as_numbers,
     thin_lr,
 )
+from cptplan.report.plan_data import (
+    Account,
+    InsteadRow,
+    KnobRow,
+    LimitRow,
+    NextPilot,
+    ParetoFront,
+    ParetoLine,
+    ParetoPoint,
+    PlanRow,
+    Surface,
+    SurfacePoint,
+)
 
 STEPS = 600
+SETTLED = 12
 SETS = ("general", "domain")
 WEIGHTS = (0.4, 0.6)
 
@@ -64,7 +74,7 @@ def run(name, label, role, peak_lr, replay, steps=STEPS, decay_share=0.3, seed=0
             SetCurve.of(
                 set_name,
                 measured=(at, truth[at]) if measured else None,
-                predicted=(grid, mean, mean - half, mean + half),
+                predicted=(grid[SETTLED:], mean[SETTLED:], (mean - half)[SETTLED:], (mean + half)[SETTLED:]),
             )
         )
     lr_steps, rates = thin_lr(lr)
@@ -148,15 +158,19 @@ def surface() -> Surface:
             SurfacePoint(label=f"pilot {i + 1}", peak_lr=p, replay_ratio=r) for i, (p, r, _) in enumerate(PILOTS)
         ),
         note="Held fixed: 600 steps, decay over the last 30%, stable checkpoint.",
+        supported=(3e-4, 3e-3, 0.0, 0.5),
     )
 
 
-def pareto_point(peak_lr: float, replay: float) -> ParetoPoint:
-    general, domain = (float(law(s, schedule(peak_lr, STEPS, 0.3), replay)[-1]) for s in SETS)
+def pareto_point(peak_lr: float, replay: float, steps: int = STEPS) -> ParetoPoint:
+    general, domain = (float(law(s, schedule(peak_lr, steps, 0.3), replay)[-1]) for s in SETS)
     return ParetoPoint(
         peak_lr=peak_lr,
-        replay_ratio=replay,
-        total_steps=STEPS,
+        replay_ratio=f"{replay:.0%}",
+        total_steps=steps,
+        decay="last 30%",
+        start="stable",
+        cost=f"{steps * 16384 / 1e6:.1f} M tokens",
         general=general,
         general_low=general - 0.025,
         general_high=general + 0.028,
@@ -166,11 +180,75 @@ def pareto_point(peak_lr: float, replay: float) -> ParetoPoint:
     )
 
 
-def pareto() -> ParetoFront:
-    cloud = [pareto_point(p, r) for p in np.geomspace(2e-4, 3e-3, 14) for r in np.linspace(0, 0.6, 13)]
+def pareto_line(steps: int) -> ParetoLine:
+    cloud = [pareto_point(p, r, steps) for p in np.geomspace(2e-4, 3e-3, 14) for r in np.linspace(0, 0.6, 13)]
     front = [a for a in cloud if not any(b.general < a.general and b.domain < a.domain for b in cloud)]
+    return ParetoLine(label=front[0].cost, points=tuple(sorted(front, key=lambda point: point.general)))
+
+
+def account() -> Account:
+    """With one of each: a limit that binds and one that does not, a knob at its edge, runs better, worse, neither."""
+
+    def instead(name: str, low: float, high: float, source: str = "") -> InsteadRow:
+        return InsteadRow(
+            name=name,
+            peak_lr=1.1e-3,
+            replay_ratio="12%",
+            steps=STEPS,
+            decay="last 30%",
+            start="stable",
+            difference=(low + high) / 2,
+            low=low,
+            high=high,
+            source=source,
+        )
+
+    pilot = {
+        "peak learning rate": "3e-3",
+        "replay ratio": "30%",
+        "steps": "200",
+        "decay": "none",
+        "price": "3.3 M tokens",
+    }
+    return Account(
+        binding=("budget.usd: a longer run would be better",),
+        limits=(
+            LimitRow(
+                name="budget.usd",
+                used="99.8",
+                allowed="100",
+                unit="USD",
+                share=0.998,
+                binding=True,
+                known_by="published",
+            ),
+            LimitRow(
+                name="domain tokens", used="8,650,752", allowed="9,100,000", unit="tokens", share=0.95, binding=False
+            ),
+        ),
+        chance=0.97,
+        knobs=(
+            KnobRow(knob="peak learning rate", value="1.2e-3", lower=0.0123, higher=0.0045),
+            KnobRow(knob="replay ratio", value="12%", lower=0.0021, higher=-0.0002),
+            KnobRow(knob="steps", value="600", lower=0.0312),
+        ),
+        instead=(
+            instead("half the budget", 0.08, 0.14),
+            instead("double the budget", -0.12, -0.05),
+            instead(
+                "re-warm, weak shift (nearest recipe)", -0.01, 0.05, "arXiv:2403.08763: re-warm to the peak, 5 % replay"
+            ),
+        ),
+        regret=0.0084,
+        next_pilot=NextPilot(choices=tuple(PlanRow(label=k, chosen=v) for k, v in pilot.items()), value=0.0061),
+        extrapolations=("peak rate 0.004 is outside the tried 0.0003 to 0.003",),
+        assumptions=("General tokens are read 1.2 times: assumed to do no harm.",),
+    )
+
+
+def pareto() -> ParetoFront:
     return ParetoFront(
-        points=tuple(sorted(front, key=lambda point: point.general)),
+        lines=(pareto_line(300), pareto_line(STEPS)),
         chosen=pareto_point(1.2e-3, 0.12),
         rule_of_thumb=pareto_point(3e-4, 0.3),
     )
@@ -229,6 +307,7 @@ def example_report(*, measured: bool = True) -> ReportData:
             PlanRow(label="Decay", chosen="last 30%, 1-sqrt", rule_of_thumb="last 10%, linear"),
             PlanRow(label="Price on this machine", chosen="3 min 10 s", rule_of_thumb="3 min 10 s"),
         ),
+        account=account(),
         runs=tuple(runs),
         outcomes=tuple(outcomes),
         surface=surface(),
@@ -259,11 +338,15 @@ def example_report(*, measured: bool = True) -> ReportData:
                     FitParameter(name="B", value=0.62, low=0.44, high=None),
                     FitParameter(name="beta", value=0.35, low=0.20, high=0.50),
                 ),
-                in_sample_error=0.0052,
-                held_out_error=0.0094,
+                forms=(
+                    FormRow(form="CPT law with replay", weight=0.7, in_sample_error=0.0052, held_out_error=0.0094),
+                    FormRow(form="the same with a clock", weight=0.3, in_sample_error=0.0047, held_out_error=0.0101),
+                    FormRow(form="without replay", weight=0.0, in_sample_error=0.0411, held_out_error=0.0702),
+                ),
             )
             for name in SETS
         ),
+        fit_notes=("all: forms that predict left-out curves about as well are averaged",),
         warnings=(
             "The chosen plan is three times as long as the longest pilot: its last 400 steps are an extrapolation.",
         ),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
+from numpy.typing import NDArray
 
 from cptplan import __version__, decide
 from cptplan.config import Project
@@ -18,7 +18,7 @@ from cptplan.fitting.fitted import FittedLaw
 from cptplan.fitting.store import read_fit
 from cptplan.laws.history import RunHistory, history_of
 from cptplan.planning.forecast import Forecaster
-from cptplan.planning.plan import Expected, Plan, PlannedRun, read_plan
+from cptplan.planning.plan import Expected, Plan, read_plan
 from cptplan.price.cost import training_flops
 from cptplan.price.model_shape import read_model_shape
 from cptplan.price.pricing import price_plan
@@ -26,27 +26,37 @@ from cptplan.report.data import (
     ComputeShare,
     CostRow,
     Fact,
-    FitParameter,
-    FitRow,
     Headline,
     OutcomeRow,
-    ParetoFront,
-    ParetoPoint,
-    PlanRow,
     ReportData,
     Role,
     RunView,
     SetCurve,
-    Surface,
-    SurfacePoint,
     thin_lr,
 )
-from cptplan.report.findings import format_lr, quantity_label
+from cptplan.report.explain import (
+    account_of,
+    decay_sentence,
+    fit_row,
+    pareto_of,
+    percent,
+    replay_sentence,
+    surface_of,
+    tried_forms,
+)
+from cptplan.report.findings import decimal, format_lr, quantity_label
+from cptplan.report.plan_data import PlanRow
 from cptplan.run_spec import RunSpec, read_run_spec
-from cptplan.tables import knobs_in_words
+from cptplan.tables import knobs_in_words, verdict_lines
 from cptplan.workspace import Workspace
 
 FINAL_LABELS = (("final", "chosen", "chosen plan"), ("rule-of-thumb", "rule_of_thumb", "rule of thumb"))
+NEXT_BEFORE_PROOF = (
+    "cptplan pilot --next --dry-run",
+    "cptplan optimize --pareto",
+    "cptplan launch --target accelerate",
+)
+NEXT_AFTER_PROOF = ("cptplan init", "cptplan pilot --dry-run", "cptplan optimize --weights general=0.4")
 
 
 def build_report(project: Project, workspace: Workspace) -> ReportData:
@@ -55,7 +65,8 @@ def build_report(project: Project, workspace: Workspace) -> ReportData:
     Raises:    ConfigError if there is no plan yet.
     """
     plan = read_plan(workspace.latest("plans") / "plan.json")
-    laws = read_fit(workspace.fits / plan.fit)
+    fit_dir = workspace.fits / plan.fit
+    laws, tried = read_fit(fit_dir), tried_forms(fit_dir)
     ready = decide.forecaster(project, workspace, laws, plan.weights)
     measured = _measured_curves(workspace, plan)
     runs = (*_final_views(plan, ready, measured), *_trained_views(workspace, ready))
@@ -71,17 +82,19 @@ def build_report(project: Project, workspace: Workspace) -> ReportData:
         plan=tuple(PlanRow(label=k, chosen=a, rule_of_thumb=b) for k, (a, b) in knobs_in_words(plan).items()),
         runs=runs,
         outcomes=outcomes,
-        surface=_surface(plan, workspace),
-        pareto=_pareto(plan),
+        account=account_of(plan),
+        surface=surface_of(plan, workspace, laws),
+        pareto=pareto_of(plan, workspace.latest("plans"), project, workspace),
         costs=tuple(
             CostRow(what=row.what, value=row.text, unit=row.unit, provenance=row.basis)
             for row in price_plan(project, workspace)
         ),
         compute=compute,
-        fits=tuple(_fit_row(name, law, plan.chosen.losses[name].mean) for name, law in laws.items()),
-        warnings=(*plan.binding, *plan.warnings),
+        fits=tuple(fit_row(name, law, tried[name], plan.chosen.losses[name].mean) for name, law in laws.items()),
+        fit_notes=tuple(verdict_lines(fit_dir)),
+        warnings=plan.warnings,
         facts=tuple(_facts(project, workspace, plan)),
-        next_commands=("cptplan init", "cptplan pilot --dry-run", "cptplan optimize --weights general=0.4"),
+        next_commands=NEXT_AFTER_PROOF if held is not None else NEXT_BEFORE_PROOF,
     )
 
 
@@ -95,7 +108,9 @@ def _measured_curves(workspace: Workspace, plan: Plan) -> dict[str, LossCurve]:
         if not (directory / "result.json").exists():
             continue
         curve = read_curve(directory, "curve")
-        if np.array_equal(curve.lr(), run.schedule.lr()) and np.allclose(curve.replay_ratios(), run.replay_ratio):
+        if np.array_equal(curve.lr(), run.schedule.lr()) and np.allclose(
+            curve.replay_ratios(), run.mixture.replay_ratios(run.total_steps)
+        ):
             found[name] = curve
     return found
 
@@ -124,14 +139,9 @@ def _view(
     ready: Forecaster,
     curve: LossCurve | None,
 ) -> RunView:
-    total = len(history.lr)
-    steps = np.unique(np.concatenate([np.arange(0, total + 1, max(total // 200, 1)), [total]]))
-    if role == "base":
-        steps = steps[steps > 2 * int(history.lr.argmax())]
-    if curve is not None:
-        steps = np.union1d(steps, curve.steps[curve.steps >= steps[0]])
     curves = []
-    for set_name in ready.laws:
+    for set_name, law in ready.laws.items():
+        steps = _predicted_steps(history, law, curve)
         band = ready.curve(set_name, history, steps)
         measured = (curve.steps, curve.losses[set_name]) if curve is not None and set_name in curve.losses else None
         curves.append(
@@ -145,27 +155,31 @@ def _view(
         label=label,
         role=role,
         peak_lr=float(history.lr.max()),
-        total_steps=total,
+        total_steps=len(history.lr),
         batch_tokens=batch_tokens,
-        replay_ratio=_replay_words(history.replay_ratio),
+        replay_ratio=_ratios_in_words(history.replay_ratio),
         lr_steps=lr_steps,
         lr=rates,
         curves=tuple(curves),
     )
 
 
-def _replay_words(ratios: Any) -> str:
+def _predicted_steps(history: RunHistory, law: FittedLaw, curve: LossCurve | None) -> NDArray[np.int64]:
+    """Steps to predict: about 200 and the measured ones, from where the law is fitted.
+
+    Before that stands the first jump of CPT, or the warm-up of pre-training, of which the law claims nothing.
+    """
+    total = len(history.lr)
+    first = 2 * int(history.lr.argmax()) + 1 if history.phase == "pretrain" else law.settled_step
+    steps = np.union1d(np.arange(0, total, max(total // 200, 1)), [min(first, total), total])
+    if curve is not None:
+        steps = np.union1d(steps, curve.steps)
+    return np.asarray(steps[steps >= min(first, total)], dtype=np.int64)
+
+
+def _ratios_in_words(ratios: Any) -> str:
     first, last = float(ratios[0]), float(ratios[-1])
-    return _percent(first) if np.ptp(ratios) == 0 else f"{_percent(first)} to {_percent(last)}"
-
-
-def _percent(share: float) -> str:
-    """A share with as many digits as it needs: 0%, 0.5%, 37.3%."""
-    return f"{100.0 * share:.3g}%"
-
-
-def _decay_words(run: PlannedRun) -> str:
-    return f"decaying over the last {run.decay_share:.0%}" if run.decay_share else "without decay"
+    return percent(first) if np.ptp(ratios) == 0 else f"{percent(first)} to {percent(last)}"
 
 
 def _outcomes(plan: Plan, measured: Mapping[str, LossCurve]) -> Iterable[OutcomeRow]:
@@ -206,11 +220,15 @@ def _verdict(
     chosen, rule = plan.chosen, plan.rule_of_thumb
     yield (
         f"Train {chosen.total_steps:,} steps from the {chosen.start} checkpoint at peak learning rate "
-        f"{format_lr(chosen.peak_lr)} with {_percent(chosen.replay_ratio)} replay, {_decay_words(chosen)}."
+        f"{format_lr(chosen.peak_lr)} with {replay_sentence(chosen)}, {decay_sentence(chosen)}."
     )
     rows = {(row.run, row.quantity): row for row in outcomes}
     if held is None:
-        yield "The final run has not been trained yet: the numbers below are predictions."
+        expected = (row for row in outcomes if row.run == "final" and row.quantity.startswith("loss_"))
+        words = ", ".join(
+            f"{quantity_label(r.quantity).lower()} {r.predicted:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in expected
+        )
+        yield f"Expected at its end: {words} ({plan.level:.0%} intervals). It has not been trained yet."
     else:
         losses = [row for row in outcomes if row.run == "final" and row.quantity.startswith("loss_")]
         words = "; ".join(
@@ -222,7 +240,7 @@ def _verdict(
         said = "The prediction held" if held else f"The prediction missed on {' and '.join(missed)}"
         yield f"{said}: {words} ({plan.level:.0%} intervals)."
     ours, theirs = rows["final", "objective"], rows["rule-of-thumb", "objective"]
-    thumb = f"{_percent(rule.replay_ratio)} replay, peak {format_lr(rule.peak_lr)}, same tokens"
+    thumb = f"{replay_sentence(rule)}, peak {format_lr(rule.peak_lr)}, same tokens"
     if ours.measured is not None and theirs.measured is not None:
         better = theirs.measured - ours.measured
         yield (
@@ -236,65 +254,37 @@ def _verdict(
             f"weighted loss is expected {plan.gain.mean:.3f} [{plan.gain.low:.3f}, {plan.gain.high:.3f}] nats per "
             "token lower."
         )
+    yield from _how_sure(plan)
+
+
+def _how_sure(plan: Plan) -> Iterable[str]:
+    """What the intervals do not say: the chance of the limits, the regret, and where the plan leaves the pilots."""
+    if plan.chance is not None:
+        yield f"Its limits on general loss hold with a probability of {plan.chance:.0%}."
+    yield (
+        f"Were the law known perfectly, the best plan is expected to be {plan.regret:.4f} nats better; one more pilot "
+        f"could remove {plan.next_pilot.value:.4f} of that."
+    )
+    if plan.extrapolations:
+        yield f"Extrapolated beyond the pilots: {'; '.join(plan.extrapolations)}."
 
 
 def _headlines(plan: Plan, outcomes: tuple[OutcomeRow, ...], compute: tuple[ComputeShare, ...]) -> Iterable[Headline]:
     for row in (r for r in outcomes if r.run == "final"):
-        interval = f"predicted {row.predicted:.3f} [{row.low:.3f}, {row.high:.3f}]"
         label = quantity_label(row.quantity)
+        interval = f"[{decimal(row.low)}, {decimal(row.high)}]"
         if row.measured is None:
-            yield Headline(label=label, value=f"{row.predicted:.3f}", note=f"[{row.low:.3f}, {row.high:.3f}] predicted")
+            yield Headline(label=label, value=decimal(row.predicted), note=f"{interval} predicted")
         else:
-            yield Headline(label=label, value=f"{row.measured:.3f}", note=interval)
+            yield Headline(
+                label=label, value=decimal(row.measured), note=f"predicted {decimal(row.predicted)} {interval}"
+            )
+    if plan.chance is not None:
+        yield Headline(label="Limits hold", value=f"{plan.chance:.0%}", note="of the draws, on general loss")
     total = sum(share.flops for share in compute)
     pilots = sum(share.flops for share in compute if share.stage == "pilots")
     if total:
         yield Headline(label="Pilots' share of all compute", value=f"{pilots / total:.0%}", note="in FLOPs, all runs")
-
-
-def _surface(plan: Plan, workspace: Workspace) -> Surface:
-    chosen, rule, table = plan.chosen, plan.rule_of_thumb, plan.surface
-    pilots = [read_run_spec(path) for path in sorted(workspace.runs.glob("pilot-*/spec.json"))]
-    return Surface(
-        peak_lrs=table.peak_lrs,
-        replay_ratios=table.replay_ratios,
-        objective=table.objective,
-        chosen=SurfacePoint(label="chosen plan", peak_lr=chosen.peak_lr, replay_ratio=chosen.replay_ratio),
-        rule_of_thumb=SurfacePoint(label="rule of thumb", peak_lr=rule.peak_lr, replay_ratio=rule.replay_ratio),
-        pilots=tuple(
-            SurfacePoint(
-                label=spec.name, peak_lr=float(spec.lr().max()), replay_ratio=float(spec.replay_ratios().mean())
-            )
-            for spec in pilots
-        ),
-        note=f"{chosen.total_steps:,} steps from {chosen.start}, {_decay_words(chosen)}",
-    )
-
-
-def _pareto(plan: Plan) -> ParetoFront:
-    domain = next(name for name in plan.chosen.losses if name != "general")
-
-    def point(run: Any, general: Expected, other: Expected) -> ParetoPoint:
-        return ParetoPoint(
-            peak_lr=run.peak_lr,
-            replay_ratio=run.replay_ratio,
-            total_steps=run.total_steps,
-            general=general.mean,
-            general_low=general.low,
-            general_high=general.high,
-            domain=other.mean,
-            domain_low=other.low,
-            domain_high=other.high,
-        )
-
-    def planned(run: PlannedRun) -> ParetoPoint:
-        return point(run, run.losses["general"], run.losses[domain])
-
-    return ParetoFront(
-        points=tuple(point(p, p.general, p.domain) for p in plan.pareto),
-        chosen=planned(plan.chosen),
-        rule_of_thumb=planned(plan.rule_of_thumb),
-    )
 
 
 def _compute(workspace: Workspace) -> Iterable[ComputeShare]:
@@ -331,24 +321,6 @@ def _compute(workspace: Workspace) -> Iterable[ComputeShare]:
 def _export(result: Mapping[str, Any]) -> Path:
     exports = sorted((Path(result["dir"]) / "export").glob("step-*"))
     return exports[-1]
-
-
-def _fit_row(name: str, law: FittedLaw, typical_loss: float) -> FitRow:
-    """Parameters with 90 % intervals of the jackknife, and relative errors turned into nats at a typical loss."""
-    names = [*(p.name for p in law.law.parameters), *(t.name for t in law.law.terms)]
-    best = np.concatenate([law.best.values, law.best.coefficients])
-    half = student_t.ppf(0.95, max(len(law.left_out) - 1, 2)) * np.concatenate(law.parameter_spread())
-    low, high = best - half, best + half
-    return FitRow(
-        set_name=name,
-        law=law.law.name,
-        parameters=tuple(
-            FitParameter(name=n, value=float(v), low=float(a), high=float(b))
-            for n, v, a, b in zip(names, best, low, high, strict=True)
-        ),
-        in_sample_error=law.in_sample_error * typical_loss,
-        held_out_error=law.discrepancy * typical_loss,
-    )
 
 
 def _facts(project: Project, workspace: Workspace, plan: Plan) -> Iterable[Fact]:

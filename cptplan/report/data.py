@@ -14,12 +14,11 @@ from pydantic import ConfigDict, TypeAdapter
 
 from cptplan.contract import parse_as
 from cptplan.errors import ConfigError
+from cptplan.report.plan_data import STRICT, Account, Numbers, ParetoFront, PlanRow, Surface
 
-Numbers = tuple[float, ...]
 Role = Literal["chosen", "rule_of_thumb", "pilot", "base"]
 Provenance = Literal["measured", "published", "assumed"]
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 MAX_DRAWN_POINTS = 400  # assumed: more points than this do not show on a screen and make the file heavy
 
 
@@ -133,80 +132,6 @@ class OutcomeRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SurfacePoint:
-    """A run on the response surface."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    label: str
-    peak_lr: float
-    replay_ratio: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Surface:
-    """Predicted objective over peak learning rate and replay ratio, all else as in the chosen plan."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    peak_lrs: Numbers
-    replay_ratios: Numbers
-    objective: tuple[tuple[float | None, ...], ...]
-    """Shape (peak_lrs, replay_ratios); None where no plan is allowed or predicted."""
-    chosen: SurfacePoint | None = None
-    rule_of_thumb: SurfacePoint | None = None
-    pilots: tuple[SurfacePoint, ...] = ()
-    note: str = ""
-    """What is held fixed."""
-
-    def __post_init__(self) -> None:
-        shape = (len(self.peak_lrs), len(self.replay_ratios))
-        if shape[0] < 2 or shape[1] < 2 or min(self.peak_lrs) <= 0:
-            raise ConfigError(f"surface must have at least 2 x 2 cells and rates > 0; got {shape} in the report data.")
-        if len(self.objective) != shape[0] or any(len(row) != shape[1] for row in self.objective):
-            raise ConfigError(f"objective must have the shape {shape} of the surface; got another in the report data.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParetoPoint:
-    """One plan by its final losses, nats per token, with intervals."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    peak_lr: float
-    replay_ratio: float
-    total_steps: int
-    general: float
-    general_low: float
-    general_high: float
-    domain: float
-    domain_low: float
-    domain_high: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParetoFront:
-    """Plans of which none is better than another on both losses, and the two plans of the report."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    points: tuple[ParetoPoint, ...]
-    chosen: ParetoPoint | None = None
-    rule_of_thumb: ParetoPoint | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlanRow:
-    """One choice of the plan beside the same choice of the rule of thumb, in words."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    label: str
-    chosen: str
-    rule_of_thumb: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Headline:
     """One number that a reader should take away."""
 
@@ -254,16 +179,30 @@ class FitParameter:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FormRow:
+    """One form of the law that was tried on a validation set, with its errors, nats per token."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    form: str
+    weight: float
+    """What it counts in predictions; the weights of a set sum to 1."""
+    in_sample_error: float
+    held_out_error: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FitRow:
-    """One fitted law of one validation set with its errors, nats per token."""
+    """The law of one validation set: the forms that were tried, and the parameters of the one that counts most."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     set_name: str
     law: str
+    """The form that counts most."""
     parameters: tuple[FitParameter, ...]
-    in_sample_error: float
-    held_out_error: float | None = None
+    forms: tuple[FormRow, ...]
+    """What counts most first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -291,6 +230,7 @@ class ReportData:
     """The objective in words, such as 0.4 x general + 0.6 x domain."""
     headlines: tuple[Headline, ...] = ()
     plan: tuple[PlanRow, ...] = ()
+    account: Account | None = None
     runs: tuple[RunView, ...] = ()
     outcomes: tuple[OutcomeRow, ...] = ()
     surface: Surface | None = None
@@ -298,10 +238,12 @@ class ReportData:
     costs: tuple[CostRow, ...] = ()
     compute: tuple[ComputeShare, ...] = ()
     fits: tuple[FitRow, ...] = ()
+    fit_notes: tuple[str, ...] = ()
+    """What to know of the fit: why these forms, and what the curves cannot tell."""
     warnings: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
     next_commands: tuple[str, ...] = ()
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
 
     def __post_init__(self) -> None:
         names = [run.name for run in self.runs]

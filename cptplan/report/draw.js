@@ -88,9 +88,10 @@ function path(parent, points, cls) {
   return svg("path", { d, class: cls }, parent);
 }
 
-// One look for a series everywhere: line, dash, marker. style = {cls, shape, open, dashed, line, band, thin}
+// One look for a series everywhere: line, dash, marker. style = {cls, colour, shape, open, dashed, line, band, thin}
 function swatch(parent, style, width = 34, height = 14) {
   const icon = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true", class: style.cls }, parent);
+  if (style.colour) icon.style.setProperty("--c", style.colour);
   const middle = height / 2;
   if (style.bar) svg("rect", { x: 0, y: 1, width, height: height - 2, class: "bar" }, icon);
   if (style.band) svg("rect", { x: 0, y: 1, width, height: height - 2, class: "band" }, icon);

@@ -81,6 +81,9 @@ function lossRows(run, curve, style, step) {
   return { rows, dots: shown === null ? [] : [[step, shown]] };
 }
 
+// Steps of the longest pilot: what lies after it, no pilot showed.
+const longestPilot = (data) => Math.max(...byRole(data, "pilot").map((run) => run.total_steps));
+
 function curvesFigure(host, data) {
   const runs = byRole(data, "chosen", "rule_of_thumb").filter((run) => run.curves.length);
   const measured = runs.some((run) => run.curves.some((curve) => curve.measured_steps.length));
@@ -91,20 +94,23 @@ function curvesFigure(host, data) {
   const panels = html("div", { class: "panels" }, host);
   for (const name of setNames(data)) {
     const shown = runs.map((run) => [run, curveOf(run, name)]).filter(([, curve]) => curve);
-    if (shown.length) lossPanel(html("div", { class: "panel" }, panels), name, shown);
+    if (shown.length) lossPanel(html("div", { class: "panel" }, panels), name, shown, longestPilot(data));
   }
 }
 
-function lossPanel(panel, name, shown) {
+function lossPanel(panel, name, shown, longest) {
   const curves = shown.map(([, curve]) => curve), stops = curveStops(curves);
   const last = Math.max(...curves.flatMap((c) => [...c.measured_steps, ...c.predicted_steps]));
-    const compared = curves.filter((c) => c.predicted_steps.length && c.measured_steps.length);
+  const compared = curves.filter((c) => c.predicted_steps.length && c.measured_steps.length);
   html("h4", {}, panel, `${titled(name)} text`);
   plot(panel, {
     label: `Loss on ${name} text over the run`, height: (w) => Math.min(300, Math.max(220, w * 0.6)),
     x: [0, last], y: extent(curves.flatMap(allValues)), yLabel: "validation loss, nats per token",
     xLabel: "optimiser step", hideX: compared.length > 0, xText: say.steps, stops,
-    draw(root, x, y) { for (const [run, curve] of [...shown].reverse()) drawCurve(root, curve, STYLES[run.role], x, y); },
+    draw(root, x, y, box) {
+      if (longest < last) path(root, [[x(longest), box.top], [x(longest), box.bottom]], "reference");
+      for (const [run, curve] of [...shown].reverse()) drawCurve(root, curve, STYLES[run.role], x, y);
+    },
     read(i) {
       const parts = shown.map(([run, curve]) => lossRows(run, curve, STYLES[run.role], stops[i].x));
       return { title: `Step ${say.steps(stops[i].x)}`, rows: parts.flatMap((p) => p.rows), dots: parts.flatMap((p) => p.dots) };

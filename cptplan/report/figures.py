@@ -1,24 +1,25 @@
-"""The figures of a report as PNG, for a README or a paper: one function each, from the same data as the HTML page."""
+"""Figures over steps as PNG, one function each, and the look that all figures share."""
 
 from __future__ import annotations
 
-import io
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from cptplan.report.data import ParetoPoint, ReportData, RunView, SetCurve
-from cptplan.report.findings import ROLES, FigureText, figure_texts, final_losses, format_lr, quantity_label
+from cptplan.report.data import ReportData, SetCurve
+from cptplan.report.findings import (
+    ROLES,
+    FigureText,
+    final_losses,
+    format_lr,
+    longest_pilot,
+    quantity_label,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -29,7 +30,6 @@ COLOURS = {"chosen": "#0a5fa3", "rule_of_thumb": "#b8470d", "pilot": "#77736b", 
 SET_COLOURS = {"general": "#6b4aa0", "domain": "#00795a"}
 MARKERS = {"chosen": "o", "rule_of_thumb": "s", "pilot": "^", "base": "D"}
 DASHES = {"chosen": "-", "rule_of_thumb": "--", "pilot": "-", "base": "-"}
-HEAT = LinearSegmentedColormap.from_list("heat", ["#0b4a63", "#5f97a3", "#f4efe2"])
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Liberation Sans", "Arial", "Helvetica", "DejaVu Sans"],
@@ -54,35 +54,12 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw_figures(data: ReportData) -> dict[str, bytes]:
-    """Every figure that the data can fill, as PNG by name."""
-    draw: dict[str, Callable[[ReportData, FigureText], Figure]] = {
-        "curves": draw_curves,
-        "parity": draw_parity,
-        "surface": draw_surface,
-        "pareto": draw_pareto,
-        "schedules": draw_schedules,
-        "pilots": draw_pilots,
-        "compute": draw_compute,
-    }
-    drawn = {}
-    data = data.drawable()
-    with mpl.rc_context(STYLE):
-        for name, text in figure_texts(data).items():
-            buffer = io.BytesIO()
-            figure = draw[name](data, text)
-            FigureCanvasAgg(figure)
-            figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-            drawn[name] = buffer.getvalue()
-    return drawn
-
-
 def draw_curves(data: ReportData, text: FigureText) -> Figure:
     """Measured over predicted losses of the chosen run and the rule of thumb, with the error magnified below."""
     runs = data.runs_of("chosen", "rule_of_thumb")
     names = [name for name in data.set_names() if any(run.curve(name) for run in runs)]
     compared = any(curve.measured_steps and curve.predicted_steps for run in runs for curve in run.curves)
-    figure = _figure(text, height=5.4 if compared else 4.0)
+    figure = new_figure(text, height=5.4 if compared else 4.0)
     grid = figure.add_gridspec(2 if compared else 1, len(names), height_ratios=[3, 1.25] if compared else [1])
     for column, name in enumerate(names):
         upper = figure.add_subplot(grid[0, column])
@@ -95,6 +72,8 @@ def draw_curves(data: ReportData, text: FigureText) -> Figure:
             _draw_curve(upper, curve, COLOURS[run.role], MARKERS[run.role], DASHES[run.role], run.label)
             if lower is not None:
                 _draw_curve(lower, _residual(curve), COLOURS[run.role], MARKERS[run.role], DASHES[run.role])
+        if (longest := longest_pilot(data)) is not None:
+            upper.axvline(longest, color=SOFT, linewidth=1, linestyle=":")
         if column == 0:
             upper.set_ylabel("validation loss, nats per token")
             if lower is not None:
@@ -102,7 +81,7 @@ def draw_curves(data: ReportData, text: FigureText) -> Figure:
         (lower or upper).set_xlabel("optimiser step")
         if lower is not None:
             upper.tick_params(labelbottom=False)
-    _legend(figure)
+    legend_below(figure)
     return figure
 
 
@@ -111,7 +90,7 @@ def draw_parity(data: ReportData, text: FigureText) -> Figure:
     runs = {run.name: run for run in data.runs}
     rows = final_losses(data)
     quantities = list(dict.fromkeys(row.quantity for row in rows))
-    figure = _figure(text, height=4.4)
+    figure = new_figure(text, height=4.4)
     for column, quantity in enumerate(quantities):
         axes = figure.add_subplot(1, len(quantities), column + 1)
         axes.set_title(quantity_label(quantity), loc="left", fontsize=10)
@@ -136,93 +115,13 @@ def draw_parity(data: ReportData, text: FigureText) -> Figure:
         axes.set(xlim=(low, high), xlabel="predicted, nats per token")
         if column == 0:
             axes.set_ylabel("measured, nats per token")
-    _legend(figure)
-    return figure
-
-
-def draw_surface(data: ReportData, text: FigureText) -> Figure:
-    """Predicted objective over peak learning rate and replay ratio."""
-    surface = data.surface
-    figure = _figure(text, height=4.6)
-    axes = figure.add_subplot()
-    if surface is None:
-        return figure
-    values = np.ma.masked_invalid(np.array(surface.objective, dtype=np.float64).T)
-    above = values - values.min()
-    mesh = axes.pcolormesh(
-        surface.peak_lrs,
-        surface.replay_ratios,
-        above,
-        cmap=HEAT,
-        norm=PowerNorm(0.5, vmin=0),
-        shading="nearest",
-        rasterized=True,
-    )
-    levels = [step for step in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0) if step < 0.9 * float(above.max())]
-    if levels:
-        lines = axes.contour(
-            surface.peak_lrs, surface.replay_ratios, above, levels=levels[-5:], colors=INK, linewidths=0.7
-        )
-        for label in axes.clabel(lines, fmt=lambda level: f"+{level:g}", fontsize=8):
-            label.set_path_effects([withStroke(linewidth=2.5, foreground="white", alpha=0.75)])
-    mark: dict[str, Any] = {"color": "white", "edgecolors": "#111111", "zorder": 3, "clip_on": False}
-    if surface.pilots:
-        pilots = surface.pilots
-        axes.scatter(
-            [p.peak_lr for p in pilots], [p.replay_ratio for p in pilots], marker="^", s=28, label="pilots", **mark
-        )
-    for point, marker, size in ((surface.rule_of_thumb, "s", 55), (surface.chosen, "*", 210)):
-        if point is not None:
-            axes.scatter([point.peak_lr], [point.replay_ratio], marker=marker, s=size, label=point.label, **mark)
-    axes.grid(visible=False)
-    axes.set(xscale="log", xlabel="peak learning rate (log scale)", ylabel="replay ratio")
-    _lr_ticks(axes)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _legend(figure)
-    figure.colorbar(mesh, ax=axes, label="objective above the best, nats", pad=0.02)
-    return figure
-
-
-def draw_pareto(data: ReportData, text: FigureText) -> Figure:
-    """Predicted general against domain loss of the plans on the front, and of the two plans of the report."""
-    figure = _figure(text, height=4.4)
-    axes = figure.add_subplot()
-    if data.pareto is None:
-        return figure
-    points = sorted(data.pareto.points, key=lambda point: point.general)
-    _crosses(axes, points, color="#b9b4a9", marker="", linewidth=0.8)
-    axes.plot(
-        [p.general for p in points],
-        [p.domain for p in points],
-        color=INK,
-        marker="o",
-        markersize=4,
-        markerfacecolor=PAPER,
-        linewidth=1,
-        label="plans on the front",
-    )
-    for point, role, marker in (
-        (data.pareto.rule_of_thumb, "rule_of_thumb", "s"),
-        (data.pareto.chosen, "chosen", "*"),
-    ):
-        if point is None:
-            continue
-        size = 14 if role == "chosen" else 8
-        label = f"{ROLES[role]}, predicted"
-        face = COLOURS[role] if role == "chosen" else PAPER
-        _crosses(axes, [point], color=COLOURS[role], marker=marker, markersize=size, markerfacecolor=face, label=label)
-        general, domain = (_measured(data, role, quantity) for quantity in ("loss_general", "loss_domain"))
-        if general is not None and domain is not None:
-            label = f"{ROLES[role]}, measured"
-            axes.plot([general], [domain], "D", color=COLOURS[role], markersize=5.5, label=label)
-    axes.set(xlabel="general loss, nats per token", ylabel="domain loss, nats per token")
-    _legend(figure)
+    legend_below(figure)
     return figure
 
 
 def draw_schedules(data: ReportData, text: FigureText) -> Figure:
     """Learning rate of every run."""
-    figure = _figure(text, height=3.4)
+    figure = new_figure(text, height=3.4)
     axes = figure.add_subplot()
     labelled = set()
     for run in reversed(data.runs_of("chosen", "rule_of_thumb", "pilot")):
@@ -234,7 +133,7 @@ def draw_schedules(data: ReportData, text: FigureText) -> Figure:
         )
     axes.set(xlabel="optimiser step", ylabel="learning rate", ylim=(0, None), xlim=(0, None))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_lr(value) if value else "0"))
-    _legend(figure)
+    legend_below(figure)
     return figure
 
 
@@ -243,7 +142,7 @@ def draw_pilots(data: ReportData, text: FigureText) -> Figure:
     runs = [run for run in data.runs_of("pilot") if run.curves]
     columns = min(4, len(runs))
     rows = -(-len(runs) // columns)
-    figure = _figure(text, height=0.9 + 1.75 * rows)
+    figure = new_figure(text, height=0.9 + 1.75 * rows)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for panel, run in zip(panels.flat, runs, strict=False):
         panel.set_title(f"peak {format_lr(run.peak_lr)}, {run.replay_ratio} replay", loc="left", fontsize=9)
@@ -260,34 +159,12 @@ def draw_pilots(data: ReportData, text: FigureText) -> Figure:
         lowest.tick_params(labelbottom=True)
         lowest.set_xlabel("optimiser step")
     figure.supylabel("change of loss, nats", fontsize=9.5, color=SOFT)
-    _legend(figure)
+    legend_below(figure)
     return figure
 
 
-def draw_compute(data: ReportData, text: FigureText) -> Figure:
-    """Share of all floating-point operations by stage."""
-    figure = _figure(text, height=1.7)
-    axes = figure.add_subplot()
-    total = sum(share.flops for share in data.compute)
-    colours = [INK, SET_COLOURS["domain"], COLOURS["chosen"], COLOURS["rule_of_thumb"], COLOURS["pilot"]]
-    start = 0.0
-    for index, share in enumerate(data.compute):
-        width = share.flops / total
-        label = f"{share.stage}, {width:.0%}"
-        axes.barh(
-            0, width, left=start, color=colours[index % len(colours)], edgecolor=PAPER, linewidth=1.5, label=label
-        )
-        start += width
-    axes.set(yticks=[], xlim=(0, 1))
-    axes.grid(visible=False)
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.tick_params(pad=1)
-    _legend(figure)
-    return figure
-
-
-def _figure(text: FigureText, *, height: float) -> Figure:
+def new_figure(text: FigureText, *, height: float) -> Figure:
+    """An empty figure under the title of its text; height in inches."""
     figure = Figure(figsize=(9.0, height), layout="constrained")
     long = len(text.title) > 100
     title = textwrap.fill(text.title, len(text.title) // 2 + 8) if long else text.title
@@ -295,7 +172,7 @@ def _figure(text: FigureText, *, height: float) -> Figure:
     return figure
 
 
-def _legend(figure: Figure) -> None:
+def legend_below(figure: Figure) -> None:
     """One legend below all panels, each label once, the chosen plan first."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
@@ -359,29 +236,3 @@ def _change(curve: SetCurve) -> SetCurve:
     """Change since the first measured loss, or the first predicted one when none is measured."""
     start = (*curve.measured_losses[:1], *curve.predicted_mean[:1])[0]
     return _shifted(curve, np.array(start), np.array(start))
-
-
-def _crosses(axes: Axes, points: list[ParetoPoint], *, color: str, marker: str, **style: Any) -> None:
-    general, domain = np.array([p.general for p in points]), np.array([p.domain for p in points])
-    axes.errorbar(
-        general,
-        domain,
-        xerr=[general - [p.general_low for p in points], [p.general_high for p in points] - general],
-        yerr=[domain - [p.domain_low for p in points], [p.domain_high for p in points] - domain],
-        color=color,
-        marker=marker,
-        linestyle="",
-        **style,
-    )
-
-
-def _measured(data: ReportData, role: str, quantity: str) -> float | None:
-    runs: dict[str, RunView] = {run.name: run for run in data.runs}
-    rows = (row for row in data.outcomes if runs[row.run].role == role and row.quantity == quantity)
-    return next((row.measured for row in rows), None)
-
-
-def _lr_ticks(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_lr(value)))
-    axes.xaxis.set_minor_formatter(NullFormatter())

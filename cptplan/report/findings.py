@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cptplan.report.data import OutcomeRow, ReportData, RunView, Surface
+from cptplan.report.data import OutcomeRow, ReportData, RunView
+from cptplan.report.plan_data import Account, Surface
 
 QUANTITIES = {
     "loss_general": "General loss",
@@ -56,7 +57,7 @@ def figure_texts(data: ReportData) -> dict[str, FigureText]:
         texts["parity"] = _parity_text(data)
     if data.surface is not None:
         texts["surface"] = _surface_text(data, data.surface)
-    if data.pareto is not None and data.pareto.points:
+    if data.pareto is not None and any(line.points for line in data.pareto.lines):
         texts["pareto"] = _pareto_text(data)
     if any(run.lr for run in data.runs_of("chosen", "rule_of_thumb", "pilot")):
         texts["schedules"] = _schedules_text(data)
@@ -77,6 +78,53 @@ def quantity_label(quantity: str) -> str:
     return QUANTITIES.get(quantity, quantity.replace("_", " ").capitalize())
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccountTexts:
+    """Titles of the plan's account of itself: the finding of each part."""
+
+    limits: str
+    knobs: str
+    worst: float
+    """Largest change that a fifth of any choice makes, > 0; nats."""
+    instead: str
+    next_pilot: str
+    forms: str
+
+
+def account_texts(data: ReportData) -> AccountTexts:
+    """The words of the parts of the account and of the table of forms."""
+    account = data.account or Account()
+    binding = [row.name for row in account.limits if row.binding]
+    costs = {row.knob: max(row.lower or 0.0, row.higher or 0.0) for row in account.knobs}
+    sizes = [abs(value) for row in account.knobs for value in (row.lower, row.higher) if value]
+    dearest = max(costs, key=lambda knob: costs[knob], default="")
+    known = all(value is not None for row in account.knobs for value in (row.lower, row.higher))
+    knobs = f"A choice that is off by a fifth costs at most {max(costs.values(), default=0.0):.3f} nats ({dearest})"
+    pilot = account.next_pilot
+    averaged = any(sum(form.weight > 0 for form in fit.forms) > 1 for fit in data.fits)
+    return AccountTexts(
+        limits=f"The plan is bound by {' and '.join(binding)}" if binding else "No limit binds",
+        knobs=knobs if known else f"{knobs}, within what was searched",
+        worst=max(sizes, default=1.0),
+        instead=_instead_text(account),
+        next_pilot=f"One more pilot would remove {pilot.value:.4f} of {account.regret or 0.0:.4f} nats of regret"
+        if pilot
+        else "",
+        forms="Forms of the law are averaged by how well they predict curves they have not seen"
+        if averaged
+        else "One form of the law counts for each set",
+    )
+
+
+def _instead_text(account: Account) -> str:
+    """How the plan stands among other runs at the same or less cost, and what more budget is worth."""
+    worse = sum(row.verdict == "worse" for row in account.instead)
+    better = [row for row in account.instead if row.verdict == "better"]
+    title = f"{worse} of {len(account.instead)} other runs are worse beyond the interval"
+    gains = ", ".join(f"{row.name} gains {abs(row.difference):.3f} nats" for row in better)
+    return f"{title}; {gains}" if gains else title
+
+
 def _curves_text(data: ReportData) -> FigureText:
     runs = data.runs_of("chosen", "rule_of_thumb")
     found = coverage(runs)
@@ -91,9 +139,27 @@ def _curves_text(data: ReportData) -> FigureText:
         lower = ""
     return FigureText(
         title=title,
-        caption="Validation loss over the run. Lines and bands: the law's prediction from the pilots alone. "
-        f"Marks: measured afterwards.{lower}",
+        caption="Validation loss over the run. Lines and bands: the law's prediction from the pilots alone"
+        f"{_first_predicted(runs)}. Marks: measured afterwards.{_beyond(data)}{lower}",
     )
+
+
+def longest_pilot(data: ReportData) -> int | None:
+    """Steps of the longest pilot where a final run goes beyond it: what lies after it, no pilot showed."""
+    pilots = [run.total_steps for run in data.runs_of("pilot")]
+    final = [run.total_steps for run in data.runs_of("chosen", "rule_of_thumb")]
+    return max(pilots) if pilots and final and max(final) > max(pilots) else None
+
+
+def _beyond(data: ReportData) -> str:
+    steps = longest_pilot(data)
+    return "" if steps is None else f" Dotted upright line: no pilot is longer than {steps:,} steps."
+
+
+def _first_predicted(runs: Iterable[RunView]) -> str:
+    """From where on the law says anything: it is not fitted to the jump at the start."""
+    first = max((curve.predicted_steps[0] for run in runs for curve in run.curves if curve.predicted_steps), default=0)
+    return f", from step {first:,.0f} on, where the law is fitted" if first > 0 else ""
 
 
 def _parity_text(data: ReportData) -> FigureText:
@@ -119,9 +185,10 @@ def _surface_text(data: ReportData, surface: Surface) -> FigureText:
         if value is not None
     ]
     note = f" {surface.note}" if surface.note else ""
+    span = " Outside the dashed box no pilot was tried." if surface.supported is not None else ""
     caption = (
         f"Predicted objective ({data.objective}); the stronger the colour the better, lines join plans equally far "
-        f"from the best.{note}"
+        f"from the best.{note}{span}"
     )
     best, peak_lr, replay_ratio = min(cells)
     title = f"The objective is lowest, {decimal(best)}, near a peak learning rate of {format_lr(peak_lr)} "
@@ -139,6 +206,7 @@ def _surface_text(data: ReportData, surface: Surface) -> FigureText:
 
 def _pareto_text(data: ReportData) -> FigureText:
     front = data.pareto
+    lines = 0 if front is None else len(front.lines)
     title = "Every nat gained on the domain is paid for on general text"
     if front is not None and front.chosen and front.rule_of_thumb:
         domain = front.chosen.domain - front.rule_of_thumb.domain
@@ -149,8 +217,9 @@ def _pareto_text(data: ReportData) -> FigureText:
         )
     return FigureText(
         title=title,
-        caption="Predicted final losses of plans that cost no more than the budget. On the line, neither loss can fall "
-        "without raising the other; grey crosses are the intervals. Lower left is better.",
+        caption=f"Predicted final losses. On a line, neither loss can fall without raising the other at that cost"
+        f"{'; the darker the line, the more it costs' if lines > 1 else ''}. Grey crosses: the intervals along the "
+        f"{'dearest line' if lines > 1 else 'line'}. Lower left is better.",
     )
 
 
@@ -176,8 +245,9 @@ def _pilots_text(data: ReportData) -> FigureText:
         title = f"One law fits all {len(runs)} pilots with a mean error of {found.mean_error:.3f} nats"
     return FigureText(
         title=title,
-        caption="Change of validation loss since the start of each pilot. Lines: the fitted law. Marks: measured. "
-        "All panels share the vertical scale; peak learning rate and replay are above each.",
+        caption="Change of validation loss since the start of each pilot. Lines: the fitted law"
+        f"{_first_predicted(runs)}. Marks: measured. All panels "
+        "share the vertical scale; peak learning rate and replay are above each.",
     )
 
 
@@ -191,9 +261,9 @@ def _compute_text(data: ReportData) -> FigureText:
     return FigureText(title=title, caption="Share of all floating-point operations by stage.")
 
 
-def decimal(value: float, sign: str = "-") -> str:
-    """A number with three decimals and a true minus sign; sign "+" shows the plus too."""
-    return f"{value:{sign}.3f}".replace("-", "−")
+def decimal(value: float, sign: str = "-", digits: int = 3) -> str:
+    """A number with so many decimals and a true minus sign; sign "+" shows the plus too."""
+    return f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
 def format_lr(value: float) -> str:

@@ -15,8 +15,16 @@ from markupsafe import Markup, escape
 
 from cptplan.files import write_bytes, write_json, write_text
 from cptplan.report.data import OutcomeRow, ReportData, RunView
-from cptplan.report.figures import draw_figures
-from cptplan.report.findings import QUANTITIES, ROLES, decimal, figure_texts, quantity_label
+from cptplan.report.findings import (
+    QUANTITIES,
+    ROLES,
+    account_texts,
+    decimal,
+    figure_texts,
+    format_lr,
+    quantity_label,
+)
+from cptplan.report.pictures import draw_figures
 
 SCRIPTS = ("draw.js", "figures.js", "maps.js")
 
@@ -59,11 +67,13 @@ def render_page(data: ReportData) -> str:
         "allow_nan": False,
         "separators": (",", ":"),
     }
-    environment.filters |= {"unbroken": _unbroken, "decimal": decimal}
+    environment.filters |= {"unbroken": _unbroken, "decimal": decimal, "lr": format_lr}
     template = environment.from_string(package.joinpath("page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         data=data,
         texts=figure_texts(data),
+        account_texts=account_texts(data),
+        warnings=_warnings(data),
         outcomes=_proof_rows(data),
         compared=any(row.rule_of_thumb for row in data.plan),
         quantity_label=quantity_label,
@@ -79,6 +89,15 @@ def _proof_rows(data: ReportData) -> list[tuple[RunView, list[OutcomeRow]]]:
     runs = data.runs_of("chosen", "rule_of_thumb")
     grouped = [(run, [row for row in data.outcomes if row.run == run.name]) for run in runs]
     return [(run, rows) for run, rows in grouped if rows]
+
+
+def _warnings(data: ReportData) -> list[tuple[str, str]]:
+    """What to read with care, with what kind of care."""
+    found = [("", line) for line in data.warnings]
+    if data.account is None:
+        return found
+    extrapolated = [("Extrapolated", line) for line in data.account.extrapolations]
+    return [*extrapolated, *(("Assumed", line) for line in data.account.assumptions), *found]
 
 
 def _unbroken(text: str) -> Markup:

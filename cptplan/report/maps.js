@@ -52,6 +52,7 @@ function surfaceFigure(host, data) {
     ...(surface.chosen ? [{ ...marks.chosen, label: "Chosen plan" }] : []),
     ...(surface.rule_of_thumb ? [{ ...marks.rule, label: "Rule of thumb" }] : []),
     ...(surface.pilots.length ? [{ ...marks.pilot, label: "Pilots" }] : []),
+    ...(surface.supported ? [{ cls: "base", line: true, dashed: true, thin: true, label: "What the pilots span" }] : []),
   ]);
   const ex = edges(surface.peak_lrs, true), ey = edges(surface.replay_ratios, false), m = surface.peak_lrs.length;
   const stops = surface.replay_ratios.flatMap((y) => surface.peak_lrs.map((x) => ({ x, y })));
@@ -72,6 +73,10 @@ function surfaceFigure(host, data) {
       }));
       const xs = surface.peak_lrs.map(x), ys = surface.replay_ratios.map(y);
       for (const step of levels) drawLevel(g, contour(surface.objective, xs, ys, best + step), `+${step}`, box);
+      if (surface.supported) {
+        const [left, right, low, high] = surface.supported;
+        svg("rect", { x: x(left), y: y(high), width: x(right) - x(left), height: y(low) - y(high), class: "supported" }, root);
+      }
       for (const p of surface.pilots) marker(root, "triangle", x(p.peak_lr), y(p.replay_ratio), 4.5, "heat-mark small");
       if (surface.rule_of_thumb) marker(root, "square", x(surface.rule_of_thumb.peak_lr), y(surface.rule_of_thumb.replay_ratio), 6, "heat-mark");
       if (surface.chosen) marker(root, "star", x(surface.chosen.peak_lr), y(surface.chosen.replay_ratio), 9, "heat-mark");
@@ -102,21 +107,32 @@ function heatKey(host, best, worst, levels) {
   html("span", {}, box, `nats above the best objective, ${say.loss(best)}`);
 }
 
+// The plans of the front, cheapest line first, each with its line's colour: the darker, the dearer.
+function frontLines(front) {
+  const last = Math.max(front.lines.length - 1, 1);
+  return front.lines.map((line, i) => {
+    const share = front.lines.length > 1 ? 30 + (70 * i) / last : 100;
+    const points = [...line.points].sort((a, b) => a.general - b.general);
+    return { label: line.label, points, colour: `color-mix(in oklab, var(--base) ${share.toFixed(0)}%, var(--paper))` };
+  });
+}
+
 function paretoFigure(host, data) {
-  const front = data.pareto, found = [...front.points].sort((a, b) => a.general - b.general), named = [["rule_of_thumb", front.rule_of_thumb], ["chosen", front.chosen]].filter(([, p]) => p);
+  const front = data.pareto, lines = frontLines(front), found = lines.flatMap((line) => line.points), label = { chosen: "chosen plan", rule_of_thumb: "rule of thumb" };
+  const named = [["rule_of_thumb", front.rule_of_thumb], ["chosen", front.chosen]].filter(([, p]) => p);
   const final = (role, quantity) => { const run = data.runs.find((r) => r.role === role); const row = run && data.outcomes.find((o) => o.run === run.name && o.quantity === quantity); return row ? row.measured : null; };
   const measured = named.map(([role]) => [role, final(role, "loss_general"), final(role, "loss_domain")]).filter(([, g, d]) => g !== null && d !== null);
-  const all = [...found, ...named.map(([, p]) => p)];
-  const label = { chosen: "chosen plan", rule_of_thumb: "rule of thumb" };
+  const all = [...found, ...named.map(([, p]) => p)], shape = (role) => (role === "chosen" ? "star" : "square");
+  const dearest = lines.length ? lines[lines.length - 1].points : [], crossed = [...dearest, ...named.map(([, p]) => p)];
   legend(host, [
-    { cls: "base", line: true, thin: true, shape: "circle", open: true, label: "Plans on the front" },
-    ...named.map(([role]) => ({ ...STYLES[role], line: false, shape: role === "chosen" ? "star" : "square", label: `${titled(label[role])}, predicted` })),
+    ...lines.map((line) => ({ cls: "base", colour: line.colour, line: true, shape: "circle", open: true, label: line.label })),
+    ...named.map(([role]) => ({ ...STYLES[role], line: false, shape: shape(role), label: `${titled(label[role])}, predicted` })),
     ...measured.map(([role]) => ({ cls: STYLES[role].cls, shape: "diamond", label: `${titled(label[role])}, measured` })),
   ]);
   plot(html("div", { class: "panel" }, host), {
-    label: "Predicted general loss against domain loss", height: (w) => Math.min(440, Math.max(280, w * 0.5)),
-    x: extent([...all.flatMap((p) => [p.general_low, p.general_high]), ...measured.map((p) => p[1])]),
-    y: extent([...all.flatMap((p) => [p.domain_low, p.domain_high]), ...measured.map((p) => p[2])]),
+    label: "Predicted general loss against domain loss", height: (w) => Math.min(460, Math.max(300, w * 0.5)),
+    x: extent([...found.map((p) => p.general), ...crossed.flatMap((p) => [p.general_low, p.general_high]), ...measured.map((p) => p[1])]),
+    y: extent([...found.map((p) => p.domain), ...crossed.flatMap((p) => [p.domain_low, p.domain_high]), ...measured.map((p) => p[2])]),
     xLabel: "general loss, nats per token", yLabel: "domain loss, nats per token", stops: all.map((p) => ({ x: p.general, y: p.domain })),
     draw(root, x, y) {
       const cross = (p, cls, faint) => {
@@ -124,20 +140,24 @@ function paretoFigure(host, data) {
         svg("line", { x1: x(p.general_low), x2: x(p.general_high), y1: y(p.domain), y2: y(p.domain), class: c }, g);
         svg("line", { x1: x(p.general), x2: x(p.general), y1: y(p.domain_low), y2: y(p.domain_high), class: c }, g);
       };
-      const base = svg("g", { class: "base" }, root);
-      for (const p of found) cross(p, "pilot", true);
-      path(base, found.map((p) => [x(p.general), y(p.domain)]), "line thin");
-      for (const p of found) marker(base, "circle", x(p.general), y(p.domain), 3, "marker open");
+      for (const p of dearest) cross(p, "pilot", true);
+      for (const line of lines) {
+        const g = svg("g", { class: "base" }, root);
+        g.style.setProperty("--c", line.colour);
+        path(g, line.points.map((p) => [x(p.general), y(p.domain)]), "line front");
+        for (const p of line.points) marker(g, "circle", x(p.general), y(p.domain), 3, "marker open");
+      }
       for (const [role, p] of named) {
         cross(p, STYLES[role].cls, false);
-        marker(svg("g", { class: STYLES[role].cls }, root), role === "chosen" ? "star" : "square", x(p.general), y(p.domain), role === "chosen" ? 8 : 5.5, markClass(STYLES[role]));
+        marker(svg("g", { class: STYLES[role].cls }, root), shape(role), x(p.general), y(p.domain), role === "chosen" ? 8 : 5.5, markClass(STYLES[role]));
       }
       for (const [role, g, d] of measured) marker(svg("g", { class: STYLES[role].cls }, root), "diamond", x(g), y(d), 4, "marker");
     },
     read(i) {
       const p = all[i], role = i >= found.length ? named[i - found.length][0] : null, came = measured.find(([r]) => r === role);
       return { title: role ? titled(label[role]) : "Plan on the front", dots: [[p.general, p.domain]], rows: [
-        { label: "peak learning rate", value: say.lr(p.peak_lr) }, { label: "replay", value: say.percent(p.replay_ratio) }, { label: "steps", value: say.steps(p.total_steps) },
+        { label: "peak learning rate", value: say.lr(p.peak_lr) }, { label: "replay", value: p.replay_ratio }, { label: "steps", value: say.steps(p.total_steps) },
+        ...[["decay", p.decay], ["start", p.start], ["cost", p.cost]].filter(([, value]) => value).map(([name, value]) => ({ label: name, value })),
         { label: "general", value: `${say.loss(p.general)} (${say.loss(p.general_low)} to ${say.loss(p.general_high)})` },
         { label: "domain", value: `${say.loss(p.domain)} (${say.loss(p.domain_low)} to ${say.loss(p.domain_high)})` },
         ...(came ? [{ label: "measured", value: `${say.loss(came[1])}, ${say.loss(came[2])}` }] : [])] };

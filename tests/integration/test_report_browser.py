@@ -266,7 +266,8 @@ def test_sparse_report_opens_without_problem(page, tmp_path):
         replace(pilot, curves=(one,), lr_steps=(1.0,), lr=(0.0,)),
     )
     flat = replace(full.surface, objective=((3.0,) * 25,) * 30, chosen=None, rule_of_thumb=None, pilots=())
-    front = replace(full.pareto, points=full.pareto.points[:1], chosen=None, rule_of_thumb=None)
+    line = replace(full.pareto.lines[0], points=full.pareto.lines[0].points[:1])
+    front = replace(full.pareto, lines=(line,), chosen=None, rule_of_thumb=None)
     row = replace(full.outcomes[0], low=3.0, high=3.0, predicted=3.0, measured=3.0)
     data = replace(full, runs=runs, outcomes=(row,), surface=flat, pareto=front, plan=())
     page.colours("light")

@@ -11,14 +11,15 @@ from cptplan.report.data import (
     MAX_DRAWN_POINTS,
     FitParameter,
     FitRow,
+    FormRow,
     OutcomeRow,
     ReportData,
     RunView,
     SetCurve,
-    Surface,
     as_cells,
     thin_lr,
 )
+from cptplan.report.plan_data import InsteadRow, Surface
 
 
 @pytest.mark.parametrize("measured", [True, False])
@@ -33,11 +34,21 @@ def test_empty_report_survives_json():
 
 
 def test_none_fields_survive_json():
-    fit = FitRow(set_name="general", law="a", parameters=(FitParameter(name="B", value=1.0),), in_sample_error=0.1)
-    data = ReportData(title="t", verdict=("v",), fits=(fit,))
-    read = ReportData.from_json(data.to_json())
-    assert read.fits[0].held_out_error is None
+    form = FormRow(form="a", weight=1.0, in_sample_error=0.1, held_out_error=0.2)
+    fit = FitRow(set_name="general", law="a", parameters=(FitParameter(name="B", value=1.0),), forms=(form,))
+    read = ReportData.from_json(ReportData(title="t", verdict=("v",), fits=(fit,)).to_json())
+    assert read.account is None
     assert read.fits[0].parameters[0].high is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(0.1, 0.2, "worse"), (-0.2, -0.1, "better"), (-0.1, 0.1, "cannot tell")]
+)
+def test_other_run_is_judged_by_its_interval(low, high, said):
+    row = InsteadRow(
+        name="a", peak_lr=1e-3, replay_ratio="1%", steps=1, decay="none", start="s", difference=0.0, low=low, high=high
+    )
+    assert row.verdict == said
 
 
 @pytest.mark.parametrize(
@@ -45,7 +56,7 @@ def test_none_fields_survive_json():
     [
         ({"titel": "x"}, "titel"),
         ({"title": 3}, "title"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version"),
         ({"compute": [{"stage": "a", "seconds": float("nan"), "tokens": 1, "flops": 1}]}, "seconds"),
         ({"costs": [{"what": "a", "value": "1", "unit": "", "provenance": "guessed"}]}, "provenance"),
         ({"outcomes": [{"run": "gone", "quantity": "q", "predicted": 1, "low": 1, "high": 1}]}, "gone"),

@@ -1,45 +1,19 @@
 from __future__ import annotations
 
-import struct
 from dataclasses import replace
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 from report_example import example_report
 
 from cptplan.report.data import ReportData
-from cptplan.report.figures import draw_curves, draw_figures, draw_pareto, draw_parity, draw_pilots, draw_surface
+from cptplan.report.figures import draw_curves, draw_parity, draw_pilots
 from cptplan.report.findings import figure_texts, final_losses
-
-NAMES = {"curves", "parity", "surface", "pareto", "schedules", "pilots", "compute"}
 
 
 @pytest.fixture(scope="module")
 def data() -> ReportData:
     return example_report()
-
-
-def test_pictures_are_png_of_sane_size(data):
-    pictures = draw_figures(data)
-    assert set(pictures) == NAMES
-    for name, content in pictures.items():
-        assert content.startswith(b"\x89PNG\r\n\x1a\n"), name
-        width, height = struct.unpack(">II", content[16:24])
-        assert width == 1800, name
-        assert 300 <= height <= 2400, name
-        assert 10_000 < len(content) < 600_000, name
-
-
-def test_pictures_are_the_same_each_time(data):
-    only_compute = replace(data, runs=(), outcomes=(), surface=None, pareto=None)
-    assert draw_figures(only_compute) == draw_figures(only_compute)
-
-
-def test_drawing_leaves_global_settings_alone(data):
-    before = dict(mpl.rcParams)
-    draw_figures(replace(data, surface=None, pareto=None, runs=(), outcomes=()))
-    assert dict(mpl.rcParams) == before
 
 
 def test_curves_draw_the_measured_losses(data):
@@ -67,19 +41,6 @@ def test_parity_draws_every_final_loss(data):
         for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
     }
     assert points == {(round(row.predicted, 9), round(row.measured, 9)) for row in final_losses(data)}
-
-
-def test_surface_draws_the_objective_above_its_best(data):
-    figure = draw_surface(data, figure_texts(data)["surface"])
-    values = np.array(data.surface.objective, dtype=float).T
-    drawn = figure.axes[0].collections[0].get_array()
-    np.testing.assert_allclose(drawn.compressed(), values[np.isfinite(values)] - np.nanmin(values), atol=1e-12)
-
-
-def test_pareto_draws_the_front_in_order(data):
-    figure = draw_pareto(data, figure_texts(data)["pareto"])
-    front = next(line for line in figure.axes[0].lines if line.get_label() == "plans on the front")
-    assert list(front.get_xdata()) == sorted(point.general for point in data.pareto.points)
 
 
 @pytest.mark.parametrize("pilots", [1, 5, 8])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from report_example import example_report
 
-from cptplan.report.data import OutcomeRow, ReportData, RunView, SetCurve, Surface, SurfacePoint
-from cptplan.report.findings import coverage, decimal, figure_texts, format_lr
+from cptplan.report.data import OutcomeRow, ReportData, RunView, SetCurve
+from cptplan.report.findings import account_texts, coverage, decimal, figure_texts, format_lr, longest_pilot
+from cptplan.report.plan_data import Surface, SurfacePoint
 
 
 def view(curve: SetCurve, role="chosen", name="plan") -> RunView:
@@ -82,6 +83,37 @@ def test_surface_says_how_far_the_chosen_plan_is_from_the_best(replay_ratio, wor
     title = figure_texts(ReportData(title="t", verdict=(), surface=surface))["surface"].title
     assert title.startswith("The objective is lowest, 3.200, near a peak learning rate of 1e-3 and 50% replay")
     assert words in title
+
+
+def test_account_titles_say_what_the_rows_hold():
+    data = example_report()
+    texts = account_texts(data)
+    assert texts.limits == "The plan is bound by budget.usd"
+    assert texts.knobs == "A choice that is off by a fifth costs at most 0.031 nats (steps), within what was searched"
+    assert texts.worst == 0.0312
+    assert texts.instead == "1 of 3 other runs are worse beyond the interval; double the budget gains 0.085 nats"
+    assert texts.next_pilot == "One more pilot would remove 0.0061 of 0.0084 nats of regret"
+    assert "averaged" in texts.forms
+
+
+def test_account_without_rows_has_titles():
+    texts = account_texts(ReportData(title="t", verdict=()))
+    assert texts.limits == "No limit binds"
+    assert texts.worst > 0  # bars are shares of it
+    assert texts.next_pilot == ""
+
+
+def test_curves_say_from_where_the_law_speaks_and_where_the_pilots_end():
+    caption = figure_texts(example_report())["curves"].caption
+    assert "from step 12 on" in caption
+    assert "no pilot is longer than 200 steps" in caption
+
+
+def test_longest_pilot_is_none_where_no_final_run_is_longer():
+    data = example_report()
+    short = tuple(replace(run, total_steps=100) for run in data.runs_of("chosen", "rule_of_thumb"))
+    assert longest_pilot(replace(data, runs=(*short, *data.runs_of("pilot")))) is None
+    assert longest_pilot(data) == 200
 
 
 @pytest.mark.parametrize(

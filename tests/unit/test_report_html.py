@@ -9,8 +9,9 @@ from report_example import example_report
 
 from cptplan.errors import ConfigError, StorageError
 from cptplan.files import read_json
-from cptplan.report.data import ComputeShare, ReportData, SetCurve, Surface, SurfacePoint
+from cptplan.report.data import ComputeShare, ReportData, SetCurve
 from cptplan.report.html import render_page, write_report
+from cptplan.report.plan_data import Account, Surface, SurfacePoint
 
 SIZE_LIMIT = 600_000  # bytes; the target for ten runs
 
@@ -38,7 +39,41 @@ def test_outcomes_are_in_the_table():
     page = render_page(data)
     for row in data.outcomes:
         if row.run in ("plan", "rule"):
-            assert f'<td class="number">{row.predicted:.3f}</td><td class="number">{row.measured:.3f}</td>' in page
+            assert f'data-label="Predicted">{row.predicted:.3f}</td>' in page
+            assert f'data-label="Measured">{row.measured:.3f}</td>' in page
+
+
+def test_account_is_on_the_page():
+    data = example_report()
+    page = re.sub(r"</?span[^>]*>", "", render_page(data))
+    account = data.account
+    assert all(line in page for line in (*account.binding, *account.extrapolations, *account.assumptions))
+    for limit in account.limits:
+        assert f"<code>{limit.name}</code>" in page
+        assert f"{limit.allowed} {limit.unit}" in page
+    for row in account.instead:
+        assert row.name in page
+        assert row.source in page
+    assert "+0.0123" in page  # a knob that costs
+    assert "−0.0002" in page  # one that gains
+    assert "not searched" in page
+    for choice in account.next_pilot.choices:
+        assert f"<dt>{choice.label}</dt><dd>{choice.chosen}</dd>" in page
+
+
+def test_forms_are_on_the_page_with_their_weights():
+    data = example_report()
+    page = re.sub(r"</?span[^>]*>", "", render_page(data))
+    for form in data.fits[0].forms:
+        weight = f"{form.weight:.0%}" if form.weight else "not used"
+        assert re.search(rf'{form.form}</td><td class="cost" data-label="Weight">{weight}</td>', page)
+    assert all(note in page for note in data.fit_notes)
+
+
+def test_empty_account_leaves_its_parts_out():
+    page = render_page(ReportData(title="t", verdict=(), account=Account()))
+    assert "What holds it back" in page
+    assert "<table" not in page
 
 
 def test_page_is_self_contained_and_light():
