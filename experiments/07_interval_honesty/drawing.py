@@ -31,7 +31,7 @@ def draw(verdicts: Sequence[Verdict], summary: Mapping[str, list[dict[str, Any]]
         points = np.mean([v.point_tenths for v in own], axis=0)
         for axis, shares, what in ((axes[0, column], ends, "ends"), (axes[1, column], points, "points")):
             histogram(axis, shares, COLOURS[origin])
-            axis.set_title(f"{origin}: {what} of {len(own)} runs", fontsize=8)
+            axis.set_title(f"{origin}: {what}, {len(own)} runs x sets", fontsize=8)
     coverage(axes[0, -1], verdicts, origins)
     flags(axes[1, -1], [v for v in verdicts if v.origin != "virtual"])
     figure.tight_layout()
