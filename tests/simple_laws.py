@@ -46,6 +46,7 @@ class BowlLaw:
     transient_error: float = 0.0
     law: Any = field(default_factory=lambda: SimpleNamespace(reference_lr=1e-3))
     support: Support = SUPPORT
+    reach: Any = None
 
     def mean(self, history, steps):
         rate = (np.log(history.lr.max() / self.best_lr) / 10) ** 2

@@ -7,6 +7,9 @@ law's own misfit, and the more the further a run goes beyond the curves. Tails a
 Where curves do not tell which form of the law is right, forms are averaged: the mean is theirs by weight, and how far
 they are apart is part of the spread. A plan is the best of many runs, so it finds the form that is wrong in its favour;
 the average does not let one form have its way (reports/decisions/0006).
+
+A run longer than the curves needs more: fits that agree at the curves' length share what is wrong with the law later.
+How much a law errs in doubling the length is measured where it can be: from the first half of every curve to its end.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2, norm, qmc
 
+from cptplan.contract import Contract
 from cptplan.fitting.separable import Solution, predict, solve
 from cptplan.fitting.support import Support
 from cptplan.laws.history import Observations, RunHistory
@@ -31,6 +35,7 @@ NUM_SAMPLES = 256
 MANY_CURVES, STRETCHES = 3, 4  # of fewer curves, a stretch of one is left out; measured: of three, stretches cover less
 OWN_SHARE = 0.2  # assumed: of point noise and held-out error; what a run has of its own even where all fits agree
 LATE_SHARE = 0.5  # points after this share of a pilot judge it: the plan is about ends, not about transients
+HALF = 0.5  # of each curve, from which its end is predicted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +78,23 @@ class Form:
         return np.asarray(np.sqrt((len(without) - 1) / len(without)) * (without - without.mean(axis=0)))
 
 
+class Reach(Contract):
+    """How long the curves that judge are, and what the law errs beyond."""
+
+    phase: str
+    """Of those curves: pretrain or cpt."""
+    steps: int
+    """Of the longest of them."""
+    doubling_error: float
+    """Relative standard deviation of what the law errs for every doubling of the length."""
+
+    def error(self, history: RunHistory, steps: IntArray) -> FloatArray:
+        """Relative standard deviation after each step, shape (points,): linear in the doublings beyond the curves."""
+        if history.phase != self.phase:
+            return np.zeros(len(steps))
+        return np.asarray(self.doubling_error * np.log2(np.maximum(steps / self.steps, 1.0)))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedLaw:
     """The law of one validation set, ready to predict: the form that counts most, and its rivals."""
@@ -95,6 +117,8 @@ class FittedLaw:
     """What the curves that judge span."""
     noise: float
     """Relative standard deviation of one measured loss around a smooth curve."""
+    reach: Reach | None = None
+    """None: nothing is known of lengths beyond the curves'."""
 
     @property
     def discrepancy(self) -> float:
@@ -117,7 +141,8 @@ class FittedLaw:
     def directions(self, history: RunHistory, steps: IntArray) -> tuple[FloatArray, FloatArray]:
         """The mean, shape (points,), and what spreads about it, nats per token, shape (directions, points).
 
-        Their outer products sum to the covariance of the average: sum_f w_f (jackknife of f + (mean of f - mean)^2).
+        Their outer products sum to the covariance of the average, sum_f w_f (jackknife of f + (mean of f - mean)^2),
+        and of what comes with length, which is the same for all runs, so that it cancels between two of one length.
         """
         forms = self.forms
         means = np.stack([predict(form.law, form.best, history, steps) for form in forms])
@@ -125,7 +150,9 @@ class FittedLaw:
         mean = weights @ means
         within = [np.sqrt(form.weight) * form.spread(history, steps) for form in forms]
         between = np.sqrt(weights)[:, None] * (means - mean)
-        return mean, np.vstack([*within, *([between] if len(forms) > 1 else [])])
+        by_length = self.reach.error(history, steps) * mean if self.reach is not None else np.zeros(len(steps))
+        further = [*([between] if len(forms) > 1 else []), *([by_length[None]] if by_length.any() else [])]
+        return mean, np.vstack([*within, *further])
 
     @property
     def freedom(self) -> int:
@@ -203,6 +230,30 @@ def point_noise(law: Law, solution: Solution, data: Sequence[Observations]) -> f
     far = 1.4826 * np.median(np.abs(np.concatenate([r[2:] - r[:-2] for r in residuals])))
     shared = np.clip((far / near) ** 2 - 1.0, 0.0, 0.8) if near > 0 else 0.0
     return float(near / np.sqrt(2.0 * (1.0 - shared)))
+
+
+def reach_of(forms: Sequence[Form], data: Sequence[Observations]) -> Reach | None:
+    """What an average of forms errs in doubling the length: it is fitted to the first halves and predicts the ends.
+
+    Root mean square of the relative errors over the curves that judge. None when no curve has points in its first half.
+    """
+    judges = targets(data)
+    judged = {id(one) for one in judges}
+    cut = [_until(one, HALF * one.steps[-1]) if id(one) in judged else one for one in data]
+    if not judges or any(not len(one.steps) for one in cut):
+        return None
+    early = [(form, solve(form.law, cut, start=form.best)) for form in forms]
+    errors = []
+    for one in judges:
+        end = sum(form.weight * predict(form.law, best, one.history, one.steps[-1:])[0] for form, best in early)
+        errors.append(end / one.loss[-1] - 1.0)
+    longest = max(judges, key=lambda one: int(one.steps[-1]))
+    return Reach(phase=longest.history.phase, steps=int(longest.steps[-1]), doubling_error=rms(errors))
+
+
+def _until(one: Observations, step: float) -> Observations:
+    keep = one.steps <= step
+    return replace(one, steps=one.steps[keep], loss=one.loss[keep])
 
 
 def in_sample_error(law: Law, solution: Solution, data: Sequence[Observations]) -> float:

@@ -21,6 +21,7 @@ from cptplan.fitting.fitted import (
     leave_one_out,
     leave_stretches_out,
     point_noise,
+    reach_of,
     rms,
     targets,
 )
@@ -153,6 +154,7 @@ def select_law(
         support=support,
         noise=point_noise(first.law, first.best, data),
     )
+    fitted = replace(fitted, reach=reach_of(fitted.forms, data))
     return Selection(
         fitted=fitted,
         candidates=tuple(

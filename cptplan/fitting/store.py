@@ -14,7 +14,7 @@ import numpy as np
 from cptplan.contract import Contract
 from cptplan.errors import ConfigError
 from cptplan.files import read_json, write_bytes, write_json
-from cptplan.fitting.fitted import FittedLaw, Form, HeldOut
+from cptplan.fitting.fitted import FittedLaw, Form, HeldOut, Reach
 from cptplan.fitting.out_of_domain import OutOfDomainFit
 from cptplan.fitting.select import Selection
 from cptplan.fitting.separable import Solution
@@ -49,6 +49,7 @@ class StoredLaw(StoredForm):
     settled_step: int
     support: Support
     noise: float
+    reach: Reach | None = None
     verdict: Verdict
     reason: str
 
@@ -116,6 +117,7 @@ def _store(selection: Selection) -> StoredLaw:
         settled_step=fitted.settled_step,
         support=fitted.support,
         noise=fitted.noise,
+        reach=fitted.reach,
         verdict=selection.verdict,
         reason=selection.reason,
     )
@@ -172,6 +174,7 @@ def _load(name: str, stored: StoredLaw, arrays: Mapping[str, Any]) -> FittedLaw:
         settled_step=stored.settled_step,
         support=stored.support,
         noise=stored.noise,
+        reach=stored.reach,
     )
 
 

@@ -10,7 +10,7 @@ from cptplan.config import Project
 from cptplan.errors import ModelError
 from cptplan.pilots.design import default_eval_tokens
 from cptplan.planning.budget import Rates, budget_tokens, known_rates, price
-from cptplan.planning.planner import SUPPORTED_LENGTH
+from cptplan.planning.planner import CHECKED_LENGTH, SUPPORTED_LENGTH
 from cptplan.price.cost import TrainingCost
 
 EVAL_COST = 1.0 / 3.0  # of a training token: the forward pass of three equal parts
@@ -109,6 +109,11 @@ def bill_lines(project: Project, bill: PilotBill, runs_dir: Path | None = None) 
             f"The budget pays for {longest:,} steps; pilots of {pilot.total_steps:,} support a plan of "
             f"{round(SUPPORTED_LENGTH * pilot.total_steps):,}. Longer ones need cptplan optimize --extrapolate; "
             "cptplan rehearse says what that costs."
+        )
+    elif longest > CHECKED_LENGTH * pilot.total_steps:
+        found.append(
+            f"The budget pays for {longest:,} steps, {longest / pilot.total_steps:.0f} times a pilot: intervals of such "
+            f"a plan are wide, and unchecked beyond {CHECKED_LENGTH:g} times. One longer pilot narrows them."
         )
     return found
 

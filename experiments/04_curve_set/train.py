@@ -2,7 +2,7 @@
 
 LAB is prose_code (about two hours of two cores) or wiki_medicine (half an hour). DIR becomes the campaign: packed
 corpora, the base model, the pilots that `cptplan pilot` designs, and every run of cells.py. The curves of what is
-finished are gathered in curves/LAB beside this file, with provenance.json: machine, versions, code, data hashes.
+finished are gathered in curves/LAB beside this file; curves/LAB.json says machine, versions, code and data hashes.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def gather(lab: str, workspace: Workspace, run_dirs: Sequence[Path]) -> None:
             for name, result in results.items()
         },
     }
-    write_json(out / "provenance.json", provenance)
+    write_json(HERE / "curves" / f"{lab}.json", provenance)
 
 
 def _git_revision() -> str:

@@ -26,10 +26,12 @@ from cptplan.fitting.fitted import (
     STRETCHES,
     FittedLaw,
     Form,
+    Reach,
     in_sample_error,
     leave_one_out,
     leave_stretches_out,
     point_noise,
+    reach_of,
     rms,
     targets,
 )
@@ -197,6 +199,30 @@ def test_average_has_the_mean_and_the_covariance_of_its_forms(fitted: FittedLaw)
         spread.T @ spread, alone.T @ alone + 0.75 * 0.25 * np.outer(other - one, other - one), rtol=1e-9
     )
     assert sum(form.weight for form in both.forms) == 1.0
+
+
+def test_reach_is_the_error_from_half_pilots_to_whole_ones() -> None:
+    """Curves that turn up in their second half, which no first half can tell: the law misses by that much."""
+    clean, data = reach_of(fit(campaign()).forms, campaign()), campaign()
+    bent = [
+        d if d.history.phase == "pretrain" else replace(d, loss=d.loss * (1 + 0.04 * (d.steps > 0.5 * d.steps[-1])))
+        for d in data
+    ]
+    found = reach_of(fit(data).forms, bent)
+    assert (found.phase, found.steps) == ("cpt", 150)
+    assert clean.doubling_error < 0.02
+    assert found.doubling_error == pytest.approx(0.04 / 1.04, abs=clean.doubling_error)
+
+
+def test_reach_widens_runs_beyond_the_curves_by_doublings(fitted: FittedLaw) -> None:
+    history, steps = run(steps=1200), np.array([75, 150, 300, 600])
+    mean, spread = fitted.directions(history, steps)
+    same, wider = replace(fitted, reach=Reach(phase="cpt", steps=150, doubling_error=0.03)).directions(history, steps)
+    np.testing.assert_array_equal(same, mean)
+    np.testing.assert_allclose(wider[-1] / mean, [0.0, 0.0, 0.03, 0.06], atol=1e-15)
+    np.testing.assert_array_equal(wider[:-1], spread)
+    before = replace(history, phase="pretrain", pretrain_lr=np.empty(0))
+    assert not Reach(phase="cpt", steps=150, doubling_error=0.03).error(before, steps).any()
 
 
 def test_interval_holds_the_mean_and_widens_with_the_level(fitted: FittedLaw) -> None:

@@ -35,7 +35,16 @@ def test_fit_reads_back_the_same(tmp_path: Path, selections: dict[str, Selection
     points = observations(CURVES, "general")[-1]
     for name, law in loaded.items():
         before = selections[name].fitted
-        for field in ("set_name", "held_out", "in_sample_error", "transient_error", "settled_step", "support", "noise"):
+        for field in (
+            "set_name",
+            "held_out",
+            "in_sample_error",
+            "transient_error",
+            "settled_step",
+            "support",
+            "noise",
+            "reach",
+        ):
             assert getattr(law, field) == getattr(before, field), field
         assert law.law.spec() == before.law.spec()
         assert (law.best.converged, law.best.scale) == (before.best.converged, before.best.scale)
@@ -61,7 +70,7 @@ def test_fit_of_one_form_from_before_averages_is_read(tmp_path: Path, selections
     write_fit(tmp_path, "abc", selections, {})
     stored = read_json(tmp_path / "law.json")
     for law in stored["laws"].values():
-        del law["weight"], law["rivals"]
+        del law["weight"], law["rivals"], law["reach"]
     write_json(tmp_path / "law.json", stored)
     assert [len(law.forms) for law in read_fit(tmp_path).values()] == [1, 1]
 

@@ -47,7 +47,10 @@ def test_too_dear_pilots_say_which_length_keeps_the_share(project_of):
     (line, longer) = bill_lines(project, pilot_bill(project))
     steps = int(line.split("pilot.total_steps=")[1].split(";")[0])
     assert 6 * run_cost(project, steps)[0].share <= 0.05 < 6 * run_cost(project, steps + 2)[0].share
-    assert "pays for 100,000 steps; pilots of 2,000 support a plan of 20,000" in longer
+    assert longer.startswith("The budget pays for 100,000 steps, 50 times a pilot: intervals")
+    short = project_of(*asked, "pilot.total_steps=500", "pilot.max_share=1")
+    (beyond,) = bill_lines(short, pilot_bill(short))
+    assert "pays for 100,000 steps; pilots of 500 support a plan of 80,000" in beyond
     accepted = line.split("--set ")[1].rstrip(".")
     assert len(bill_lines(project_of(*asked, accepted), pilot_bill(project))) == 1
 

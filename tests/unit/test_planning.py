@@ -11,6 +11,7 @@ import pytest
 from simple_laws import LAWS, BowlLaw, make_forecaster, make_project
 
 from cptplan.errors import InfeasiblePlanError
+from cptplan.fitting.fitted import Reach
 from cptplan.planning.planner import affordable, make_plan, plan_space
 
 # with weights 0.4 and 0.6 two bowls make one, whose bottom is at the weighted mean
@@ -106,17 +107,17 @@ def test_kinds_of_schedule(tmp_path, schedules, kinds, decay):
 
 
 def test_run_is_no_longer_than_the_pilots_support_unless_allowed(tmp_path):
-    """The fixture's longest pilot has 8 steps; the budget pays for 1000."""
-    budget = "budget.tokens=256000"
+    """The fixture's longest pilot has 8 steps; the budget pays for 2000."""
+    budget = "budget.tokens=512000"
     laws = {name: replace(law, per_step=1e-4) for name, law in LAWS.items()}
     plan = plan_with(tmp_path, budget, laws=laws)
-    assert plan.chosen.total_steps == 80
+    assert plan.chosen.total_steps == 1280
     assert any(line.startswith("length: ") for line in plan.binding)
-    assert [one.name for one in plan.budgets] == []  # half and double the budget change nothing
-    assert any("10.0 times the longest" in line for line in plan.extrapolations)
+    assert [one.name for one in plan.budgets] == ["half the budget"]  # double the budget changes nothing
+    assert any("160.0 times the longest" in line for line in plan.extrapolations)
     far = plan_with(tmp_path, budget, "search.extrapolate=true", laws=laws)
-    assert far.chosen.total_steps == 1000
-    assert any("125.0 times the longest" in line for line in far.extrapolations)
+    assert far.chosen.total_steps == 2000
+    assert any("250.0 times the longest" in line for line in far.extrapolations)
 
 
 def test_extrapolation_is_bounded_and_marked(tmp_path):
@@ -339,10 +340,24 @@ def test_warnings(tmp_path):
     laws = {name: replace(law, support=support) for name, law in laws.items()}
     plan = plan_with(tmp_path, laws=laws)
     text = " ".join(plan.warnings)
-    assert "4.0 times as long as the pilots" in text
+    assert "4.0 times as long as the pilots; intervals are widened for it." in text
+    assert "Intervals were checked" not in text
     assert "rule of thumb's rate lies outside what the pilots span" in text
     assert "loss_general misses left-out pilots by 20%" in text
     assert "fit of loss_domain stopped before it converged" in text
+
+
+def test_run_far_longer_than_the_pilots_is_marked(tmp_path):
+    reach = Reach(phase="cpt", steps=100, doubling_error=0.012)
+    laws = {name: replace(law, reach=reach) for name, law in LAWS.items()}
+    longer = {name: replace(law, per_step=1e-5) for name, law in laws.items()}
+    project = make_project(tmp_path)
+    steps = 20 * project.pilot.total_steps
+    plan = plan_with(tmp_path, f"budget.tokens={steps * project.pilot.batch_tokens}", laws=longer)
+    assert plan.chosen.total_steps > 8 * project.pilot.total_steps
+    text = " ".join(plan.warnings)
+    assert "from half pilots to whole ones the law missed 1.2% of loss_general, 1.2% of loss_domain" in text
+    assert "Intervals were checked on runs up to 8 times" in text
 
 
 def test_same_seed_same_plan(tmp_path, example_plan):
@@ -368,4 +383,4 @@ def test_limits_say_what_is_used(example_plan):
     tokens = limits["budget.tokens"]
     assert (tokens.allowed, tokens.unit) == (8192.0, "tokens")
     assert tokens.used == example_plan.chosen.total_steps * 256
-    assert limits["length"].allowed == 80.0
+    assert limits["length"].allowed == 160 * 8

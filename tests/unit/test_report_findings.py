@@ -128,3 +128,14 @@ def test_decimal(value, sign, text):
 )
 def test_format_lr(value, text):
     assert format_lr(value) == text
+
+
+def test_title_names_the_only_run_that_was_measured():
+    data = example_report()
+    chosen, *others = data.runs
+    bare = replace(
+        chosen, curves=tuple(replace(curve, measured_steps=(), measured_losses=()) for curve in chosen.curves)
+    )
+    title = figure_texts(replace(data, runs=(bare, *others)))["curves"].title
+    assert "measured losses of the rule of thumb lie inside" in title
+    assert "of the rule of thumb" not in figure_texts(data)["curves"].title
