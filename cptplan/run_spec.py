@@ -29,11 +29,11 @@ class Source(Contract):
     weight: Annotated[float, Field(ge=0)] = 1.0
     """Share among the sources of the same role."""
     max_tokens: Positive | None = None
-    """Only the first tokens of the shard are read, again and again; None: all of it."""
+    """Only so many tokens are read, again and again, in windows that lie evenly over the shard; None: all of it."""
 
 
 class ValidationSet(Contract):
-    """Held-out tokens whose loss is logged as loss_<name>: always the same first windows of the shard."""
+    """Held-out tokens whose loss is logged as loss_<name>: always the same windows, evenly over the shard."""
 
     name: str
     path: str

@@ -73,6 +73,15 @@ def read_windows(tokens: NDArray[np.integer], numbers: IntArray, seq_len: int) -
     return np.asarray(tokens[places], dtype=np.int64)
 
 
+def spread(numbers: IntArray, chosen: int, there: int) -> IntArray:
+    """Windows by their number among some that lie evenly over a shard: floor(number x there / chosen).
+
+    A shard holds documents as they came, often one source after the other: its first windows are no sample of it.
+    Args:      numbers: in [0, chosen), shape (n,). chosen: windows taken, at most there. there: windows of the shard.
+    """
+    return numbers * there // chosen
+
+
 def num_windows(num_tokens: int, seq_len: int) -> int:
     """Whole windows of seq_len + 1 tokens, one every seq_len tokens."""
     return max(num_tokens - 1, 0) // seq_len
@@ -85,6 +94,11 @@ class TokenSource:
     name: str
     tokens: NDArray[np.integer]
     num_windows: int
+    """Windows that are read, which lie evenly over the shard."""
+    num_there: int
+    """Windows of the shard."""
+    num_tokens: int
+    """Different tokens that are read."""
     index: ShardIndex
     key: np.uint64
 
@@ -92,7 +106,8 @@ class TokenSource:
         """Sequences by their number within this source, every window once in each epoch, shape (n, seq_len + 1)."""
         epochs, positions = np.divmod(ordinals, self.num_windows)
         keys = self.key + GOLDEN * (epochs.astype(np.uint64) + np.uint64(1))
-        return read_windows(self.tokens, permute(positions, self.num_windows, keys), seq_len)
+        numbers = permute(positions, self.num_windows, keys)
+        return read_windows(self.tokens, spread(numbers, self.num_windows, self.num_there), seq_len)
 
 
 class TrainingData:
@@ -145,11 +160,13 @@ class TrainingData:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationData:
-    """The fixed windows of one validation set."""
+    """The fixed windows of one validation set, evenly over its shard."""
 
     name: str
     tokens: NDArray[np.integer]
     num_windows: int
+    num_there: int
+    """Windows of the shard."""
     index: ShardIndex
     seq_len: int
 
@@ -160,7 +177,7 @@ class ValidationData:
 
     def read(self, numbers: IntArray) -> IntArray:
         """Windows by number, shape (n, seq_len + 1)."""
-        return read_windows(self.tokens, numbers, self.seq_len)
+        return read_windows(self.tokens, spread(numbers, self.num_windows, self.num_there), self.seq_len)
 
     def bytes_per_token(self, decode: Callable[[list[int]], str] | None) -> float:
         """UTF-8 bytes of text for each token that is predicted; for bits per byte.
@@ -169,30 +186,42 @@ class ValidationData:
         """
         if decode is None:
             return self.index.num_bytes / max(self.index.num_tokens, 1)
-        return len(decode(self.tokens[1 : self.num_tokens + 1].tolist()).encode()) / self.num_tokens
+        windows = self.read(np.arange(self.num_windows))[:, 1:].tolist()
+        # a character that the edge of a window cuts counts as U+FFFD: a few bytes of thousands
+        return sum(len(decode(window).encode()) for window in windows) / self.num_tokens
 
 
 def _open_source(source: Source, spec: RunSpec) -> TokenSource:
     shard = open_shard(Path(source.path), "train")
-    tokens = shard.tokens[: source.max_tokens]
-    windows = num_windows(len(tokens), spec.seq_len)
-    _check_windows(f"source {source.name!r}", windows, len(tokens), spec.seq_len, source.path)
+    there = num_windows(len(shard.tokens), spec.seq_len)
+    most = len(shard.tokens) if source.max_tokens is None else min(source.max_tokens, len(shard.tokens))
+    windows = num_windows(most, spec.seq_len)
+    _check_windows(f"source {source.name!r}", windows, most, spec.seq_len, source.path)
     digest = hashlib.sha256(f"{spec.seed}/{source.name}".encode()).digest()
     key = np.uint64(int.from_bytes(digest[:8], "little"))
-    return TokenSource(name=source.name, tokens=tokens, num_windows=windows, index=shard.index, key=key)
+    return TokenSource(
+        name=source.name,
+        tokens=shard.tokens,
+        num_windows=windows,
+        num_there=there,
+        num_tokens=most,
+        index=shard.index,
+        key=key,
+    )
 
 
 def open_validation(chosen: ValidationSet, seq_len: int) -> ValidationData:
-    """The first windows of a validation shard: as many as num_tokens asks for, or as there are.
+    """Windows that lie evenly over a validation shard: as many as num_tokens asks for, or as there are.
 
     Raises:    DataError if there is not one window.
     """
     shard = open_shard(Path(chosen.path), "validation")
-    windows = min(num_windows(len(shard.tokens), seq_len), chosen.num_tokens // seq_len)
-    there = min(len(shard.tokens), chosen.num_tokens + 1)
-    _check_windows(f"validation set {chosen.name!r}", windows, there, seq_len, chosen.path)
+    there = num_windows(len(shard.tokens), seq_len)
+    windows = min(there, chosen.num_tokens // seq_len)
+    most = min(len(shard.tokens), chosen.num_tokens + 1)
+    _check_windows(f"validation set {chosen.name!r}", windows, most, seq_len, chosen.path)
     return ValidationData(
-        name=chosen.name, tokens=shard.tokens, num_windows=windows, index=shard.index, seq_len=seq_len
+        name=chosen.name, tokens=shard.tokens, num_windows=windows, num_there=there, index=shard.index, seq_len=seq_len
     )
 
 

@@ -75,7 +75,9 @@ class Trainer:
         self.trackers = Trackers(self.accelerator, spec.name, about(spec))
         self.bytes_per_token = self.parts.bytes_per_token() if self.main else {}
         self.checkpoints = Checkpoints(run_dir / "checkpoints", spec, self.accelerator)
-        unique_tokens = {source.name: len(source.tokens) for source in self.parts.data.sources.values()}
+        watched = {source.name for source in spec.sources if source.role == "domain" and not source.weight}
+        sources = (source for source in self.parts.data.sources.values() if source.name not in watched)
+        unique_tokens = {source.name: source.num_tokens for source in sources}
         self.log = CurveLog(
             run_dir,
             spec,

@@ -84,6 +84,14 @@ def write_corpora(root: Path) -> None:
     write_tokenizer(root / "tokenizer")
 
 
+def validation_windows(root: Path, name: str, count: int = 33) -> np.ndarray:
+    """The windows that a run of make_spec evaluates, evenly over the validation shard, shape (count, SEQ_LEN + 1)."""
+    tokens = np.fromfile(root / name / "validation.bin", dtype="<u2").astype(np.int64)
+    there = (len(tokens) - 1) // SEQ_LEN
+    starts = [SEQ_LEN * (number * there // count) for number in range(count)]
+    return np.stack([tokens[start : start + SEQ_LEN + 1] for start in starts])
+
+
 def poison_step(spec: RunSpec, step: int) -> None:
     """Make noise of what a run reads in one step (from 0), in the shards of its sources."""
     data, rng = TrainingData(spec), np.random.default_rng(0)

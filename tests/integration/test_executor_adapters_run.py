@@ -223,8 +223,7 @@ def test_frozen_weights_stay_as_they_were(root, straight):
 
 def test_exports_of_adapters_give_the_logged_loss(root, straight):
     curve, export = read_curve(straight["lora"], "curve"), straight["lora"] / "export" / "step-24"
-    validation = np.fromfile(root / "domain" / "validation.bin", dtype="<u2").astype(np.int64)
-    windows = torch.from_numpy(np.stack([validation[n * 16 : n * 16 + 17] for n in range(33)]))
+    windows = torch.from_numpy(runs.validation_windows(root, "domain"))
     base = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32)
     loss = {"base": losses_of(base.eval(), windows).mean().item()}

@@ -66,8 +66,7 @@ def test_model_saved_to_disk_is_the_model_that_is_loaded(root, bases, name):
 
 
 def validation_windows(root) -> torch.Tensor:
-    tokens = np.fromfile(root / "domain" / "validation.bin", dtype="<u2").astype(np.int64)
-    return torch.from_numpy(np.stack([tokens[n * 16 : n * 16 + 17] for n in range(33)]))
+    return torch.from_numpy(runs.validation_windows(root, "domain"))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from executor.data import read_windows
 from executor.export import export_model
 from executor.model import tied_names
 from executor.soup import main
@@ -51,8 +50,7 @@ def load(directory):
 
 
 def windows(root, name, count=32):
-    tokens = runs.toy_tokens(1000, rule={"general": 1, "domain": 3}[name], seed={"general": 11, "domain": 13}[name])
-    return torch.from_numpy(read_windows(tokens, torch.arange(count).numpy(), runs.SEQ_LEN))
+    return torch.from_numpy(runs.validation_windows(root, name, count))
 
 
 def loss(model, rows):

@@ -132,8 +132,7 @@ def test_export_of_a_loaded_model_loads_and_gives_the_logged_loss(root, bases, n
     spec = runs.make_spec(root, model=ModelSource(path=str(bases / name)))
     run_dir = runs.write_run(root / f"from-{name}", spec)
     assert runs.train(run_dir) == 0
-    validation = np.fromfile(root / "domain" / "validation.bin", dtype="<u2").astype(np.int64)
-    windows = torch.from_numpy(np.stack([validation[n * 16 : n * 16 + 17] for n in range(33)]))
+    windows = torch.from_numpy(runs.validation_windows(root, "domain"))
     for directory, step in ((bases / name, 0), (run_dir / "export/step-9", None), (run_dir / "export/step-24", 24)):
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
         assert len(AutoTokenizer.from_pretrained(directory)) == runs.VOCAB

@@ -129,18 +129,19 @@ def test_training_data_general_only(shards):
     assert (training.read(0, 100) < 10_000).all()
 
 
-def test_source_of_max_tokens_repeats_its_first_tokens(shards):
+def test_source_of_max_tokens_repeats_windows_from_all_over_the_shard(shards):
     source = Source(name="code", role="domain", path="code", max_tokens=81)
     cut = data.TrainingData(make_spec(sources=(source,), mixture=ConstantMixture(replay_ratio=0.0))).sources[1]
-    assert (cut.num_windows, len(cut.tokens)) == (10, 81)
+    assert (cut.num_windows, cut.num_there, cut.num_tokens) == (10, 87, 81)
     epochs = cut.read(np.arange(20), 8)[:, 0] - 10_000
-    assert sorted(epochs[:10]) == sorted(epochs[10:]) == list(range(0, 80, 8))
+    places = [8 * (number * 87 // 10) for number in range(10)]
+    assert sorted(epochs[:10]) == sorted(epochs[10:]) == places
 
 
 def test_source_of_more_max_tokens_than_there_are_is_the_whole(shards):
     source = Source(name="code", role="domain", path="code", max_tokens=10**6)
     whole = data.TrainingData(make_spec(sources=(source,), mixture=ConstantMixture(replay_ratio=0.0))).sources[1]
-    assert len(whole.tokens) == 700
+    assert (whole.num_tokens, whole.num_windows, whole.num_there) == (700, 87, 87)
 
 
 def test_training_data_too_small_says_tokens_there_and_needed(shards):
@@ -152,10 +153,14 @@ def test_training_data_too_small_says_tokens_there_and_needed(shards):
 
 
 @pytest.mark.parametrize(("asked", "found"), [(300, 37), (296, 37), (8, 1), (10_000, 124)])
-def test_open_validation_takes_first_windows_asked_for_or_there(shards, asked, found):
+def test_open_validation_takes_windows_evenly_over_the_shard(shards, asked, found):
     validation = data.open_validation(ValidationSet(name="v", path="general", num_tokens=asked), 8)
     assert (validation.num_windows, validation.num_tokens) == (found, found * 8)
-    assert validation.read(np.array([0, 2])).tolist() == [list(range(9)), list(range(16, 25))]
+    rows = validation.read(np.arange(found))
+    starts = [8 * (number * 124 // found) for number in range(found)]
+    assert rows.tolist() == [list(range(start, start + 9)) for start in starts]
+    assert len(set(starts)) == found
+    assert starts[-1] >= 8 * 124 * (1 - 1 / found) - 8  # to the end of the shard, a window's share before it
 
 
 def test_open_validation_without_one_window_is_refused(shards):
