@@ -86,10 +86,10 @@ const longestPilot = (data) => Math.max(...byRole(data, "pilot").map((run) => ru
 
 function curvesFigure(host, data) {
   const runs = byRole(data, "chosen", "rule_of_thumb").filter((run) => run.curves.length);
-  const measured = runs.some((run) => run.curves.some((curve) => curve.measured_steps.length));
+  const measured = (run) => run.curves.some((curve) => curve.measured_steps.length);
   legend(host, runs.flatMap((run) => [
     { ...STYLES[run.role], shape: null, band: true, label: `${titled(run.label)}, predicted` },
-    ...(measured ? [{ ...STYLES[run.role], line: false, label: `${titled(run.label)}, measured` }] : []),
+    ...(measured(run) ? [{ ...STYLES[run.role], line: false, label: `${titled(run.label)}, measured` }] : []),
   ]));
   const panels = html("div", { class: "panels" }, host);
   for (const name of setNames(data)) {

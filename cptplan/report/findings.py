@@ -130,8 +130,11 @@ def _curves_text(data: ReportData) -> FigureText:
     found = coverage(runs)
     level = next((curve.level for run in runs for curve in run.curves), 0.9)
     if found.measured:
+        measured = [run for run in runs if any(curve.measured_steps for curve in run.curves)]
+        whose = f" of the {measured[0].label}" if len(measured) < len(runs) else ""
         title = (
-            f"{found.inside} of {found.measured} measured losses lie inside the {level:.0%} band predicted beforehand"
+            f"{found.inside} of {found.measured} measured losses{whose} lie inside the {level:.0%} band predicted "
+            "beforehand"
         )
         lower = " The strip below each panel magnifies the difference of measured and predicted."
     else:

@@ -101,8 +101,8 @@ def _warnings(data: ReportData) -> list[tuple[str, str]]:
 
 
 def _unbroken(text: str) -> Markup:
-    """The text, escaped, with numbers such as 1.2e-3 kept on one line."""
-    return Markup(re.sub(r"\d[\d.]*e-?\d+", r'<span class="unbroken">\g<0></span>', str(escape(text))))
+    """The text, escaped, with numbers such as 1.2e-3 and intervals such as [3.1, 3.4] kept on one line."""
+    return Markup(re.sub(r"\[[-+−\d., ]+\]|\d[\d.]*e-?\d+", r'<span class="unbroken">\g<0></span>', str(escape(text))))
 
 
 def _rounded(value: Any) -> Any:
