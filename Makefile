@@ -8,7 +8,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check format setup
+.PHONY: demo test check evidence format setup
 
 demo: $(STAMP)  ## the whole path on this machine, from two corpora to a launched run and its report
 	$(VENV)/bin/cptplan demo
@@ -21,6 +21,9 @@ check: $(STAMP)  ## format, lint, types, and the tests that take seconds
 	$(RUN) ruff check
 	$(RUN) mypy
 	$(RUN) pytest -q -m "not slow and not gpu and not browser" --ignore=tests/integration
+
+evidence: $(STAMP)  ## all analyses of experiments/ again from their kept data, and reports/evidence.md from them
+	$(VENV)/bin/python experiments/evidence.py
 
 format: $(STAMP)  ## put the code into shape
 	$(RUN) ruff format

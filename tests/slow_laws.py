@@ -87,17 +87,18 @@ def _cpt(law: Law, p: Named, c: Named, run: RunHistory, step: int) -> float:
 
 
 def _annealing(law: Law, p: Named, c: Named, run: RunHistory, step: int, millions: float) -> float:
-    """C1 N^g1 S2 of pre-training + C2 N^g2 S2 of CPT, S2 by the phase in which the rate fell."""
+    """C1 N^g1 S2 of pre-training + C2 N^g2 S2 of CPT, S2 by phase; undo: C1 up to the peak of CPT."""
     gains = {"C1": 0.0, "C2": 0.0}
     before, own = ([float(r) / law.reference_lr for r in part] for part in (run.pretrain_lr, run.lr))
     rates = before + own
     for k, fall in _falls(rates, _warm(before or own) if before or run.phase == "pretrain" else -1):
         if k < len(before) + step:
-            term = "C1" if run.phase == "pretrain" or k < len(before) else "C2"
+            earlier = len(before) + (_warm(own) + 1 if law.form.undo else 0)
+            term = "C1" if run.phase == "pretrain" or k < earlier else "C2"
             gains[term] += fall * (1 - (1 - 1 / p["forgetting_time"]) ** (len(before) + step - k))
     if not before and run.phase == "cpt" and step:  # from the last rate that is told, or from 0: taken as annealed
         rise = rates[0] - (run.last_lr or 0.0) / law.reference_lr
-        gains["C2"] -= rise * (1 - (1 - 1 / p["forgetting_time"]) ** step)
+        gains["C1" if law.form.undo else "C2"] -= rise * (1 - (1 - 1 / p["forgetting_time"]) ** step)
     return sum(c[name] * gain * millions ** p.get(name.replace("C", "g"), 0.0) for name, gain in gains.items())
 
 

@@ -49,9 +49,9 @@ REPEATED = 1.2  # passes over the domain from which on a law without repetition 
 # (reports/decisions/0002); with more, all count as much as they predict left-out curves (reports/decisions/0006).
 FORMS: Mapping[Side, tuple[CptForm, ...]] = {
     "general": (
-        CptForm(clock=False, free_power=False, transient=True),
-        CptForm(transient=True),
-        CptForm(clock=False, free_power=False),
+        CptForm(clock=False, free_power=False, undo=True, transient=True),
+        CptForm(undo=True, transient=True),
+        CptForm(clock=False, free_power=False, undo=True),
         CptForm(amplitude="exponential", clock=False, free_power=False, transient=True),
     ),
     "domain": (

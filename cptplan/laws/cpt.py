@@ -47,6 +47,8 @@ class CptForm:
     """Pre-training is unknown: its forward area S_pt is estimated (arXiv:2505.07796, section 6), not interpreted."""
     repetition: bool = False
     """Repeated domain tokens count less in the domain's clock (arXiv:2305.16264), and may harm."""
+    undo: bool = False
+    """The rate's way to the run's peak counts with pre-training's annealing, C1: re-warming undoes it. Else with C2."""
     transient: bool = False
     """General loss jumps in the first steps (cold optimiser moments, re-warm-up) and relaxes: a term of its own."""
     sizes: bool = False
@@ -61,6 +63,7 @@ class CptForm:
             parts = {"exponential": ["exp"], "logarithmic": ["log"], "none": []}[self.amplitude]
         parts += ["clock"] if self.clock else []
         parts += ["power"] if self.free_power else []
+        parts += ["undo"] if self.undo else []
         parts += ["transient"] if self.transient else []
         parts += ["repetition"] if self.repetition else []
         parts += ["sizes"] if self.sizes else []
@@ -200,6 +203,10 @@ class CptLaw(LawBase):
         momentum = momentum_sums(grid, p["forgetting_time"])
         before, before_slope = grid.at(steps, momentum.before), grid.at(steps, momentum.before_slope)
         own, own_slope = grid.at(steps, momentum.own), grid.at(steps, momentum.own_slope)
+        if self.form.undo and history.phase == "cpt":
+            rewarm, rewarm_slope = grid.at(steps, momentum.rewarm), grid.at(steps, momentum.rewarm_slope)
+            before, own = before + rewarm, own - rewarm
+            before_slope, own_slope = before_slope + rewarm_slope, own_slope - rewarm_slope
         if history.phase == "pretrain":
             before, own = before + own, np.zeros_like(own)
             before_slope, own_slope = before_slope + own_slope, np.zeros_like(own)

@@ -190,6 +190,9 @@ class Momentum:
     before_slope: FloatArray
     own: FloatArray
     own_slope: FloatArray
+    rewarm: FloatArray
+    """What of own comes from the rate's way to the run's peak: below 0 where it rises."""
+    rewarm_slope: FloatArray
 
 
 @lru_cache(maxsize=128)
@@ -206,14 +209,24 @@ def momentum_sums(grid: Grid, time: float) -> Momentum:
     rest = float(grid.before.lr[-1]) - grid.previous if len(grid.before.lr) else 0.0
     left, total = left + rest, float(np.sum(grid.before.drops)) + rest
     fading = decay**elapsed
-    own, own_slope = _unpaid(grid.drops, decay, grid.own)
     per_log_time = 1.0 / time  # d lambda / d log time
+    own, own_slope = _paid(grid.drops, decay, grid.own, per_log_time)
+    to_peak = np.where(np.arange(len(grid.own.lr)) <= int(np.argmax(grid.own.lr)), grid.drops, 0.0)
+    rewarm, rewarm_slope = _paid(to_peak, decay, grid.own, per_log_time)
     return Momentum(
         before=total - left * fading,
         before_slope=-(left_slope * fading + left * elapsed * fading / decay) * per_log_time,
-        own=np.concatenate([[0.0], np.cumsum(grid.drops) - own]),
-        own_slope=np.concatenate([[0.0], -own_slope * per_log_time]),
+        own=own,
+        own_slope=own_slope,
+        rewarm=rewarm,
+        rewarm_slope=rewarm_slope,
     )
+
+
+def _paid(drops: FloatArray, decay: float, blocks: Blocks, per_log_time: float) -> tuple[FloatArray, FloatArray]:
+    """What falls have paid at the block edges, and its derivative with respect to log time."""
+    unpaid, slope = _unpaid(drops, decay, blocks)
+    return np.concatenate([[0.0], np.cumsum(drops) - unpaid]), np.concatenate([[0.0], -slope * per_log_time])
 
 
 @lru_cache(maxsize=128)

@@ -112,8 +112,8 @@ def bill_lines(project: Project, bill: PilotBill, runs_dir: Path | None = None) 
         )
     elif longest > CHECKED_LENGTH * pilot.total_steps:
         found.append(
-            f"The budget pays for {longest:,} steps, {longest / pilot.total_steps:.0f} times a pilot: intervals of such "
-            f"a plan are wide, and unchecked beyond {CHECKED_LENGTH:g} times. One longer pilot narrows them."
+            f"The budget pays for {longest:,} steps, {longest / pilot.total_steps:.0f} times a pilot: intervals of "
+            f"such a plan are wide, and unchecked beyond {CHECKED_LENGTH:g} times. One longer pilot narrows them."
         )
     return found
 

@@ -33,7 +33,8 @@ class LimitLaw:
     def columns(self, values: FloatArray, history: RunHistory, steps: IntArray) -> FloatArray:
         """Columns of the law's terms, the same at all steps, shape (points, terms).
 
-        S2(inf) (1 - lambda) = first rate - last rate, of pre-training from its peak on and of CPT from the rate before.
+        S2(inf) (1 - lambda) = first rate - last rate, of pre-training from its peak on and of CPT from the rate before;
+        where re-warming undoes annealing, the way to the run's peak belongs to pre-training.
         """
         names = [parameter.name for parameter in self.law.parameters]
         whole = np.array([SATURATED.get(name, value) for name, value in zip(names, values, strict=True)])
@@ -44,6 +45,9 @@ class LimitLaw:
             else 0.0,
             "C2": history.previous_lr - float(history.lr[-1]),
         }
+        if self.law.form.undo:
+            rewarm = history.previous_lr - float(history.lr.max())
+            falls = {"C1": falls["C1"] + rewarm, "C2": falls["C2"] - rewarm}
         size = history.num_params / 1e6 if self.law.form.sizes and history.num_params else 1.0
         given = dict(zip(names, values.tolist(), strict=True))
         for column, term in enumerate(self.law.terms):
@@ -56,8 +60,13 @@ class LimitLaw:
 
 
 def at_limit(model: LossModel, *, annealed: bool) -> Any:
-    """The same model, known or fitted, with its law at the limit; its draws are those of the model.
+    """The same model, known or fitted, with all its forms at the limit; its draws are those of the model.
 
     Args:      model: of a CptLaw.
     """
-    return replace(cast(Any, model), law=LimitLaw(law=cast(CptLaw, model.law), annealed=annealed))
+    found: Any = model
+    changes: dict[str, Any] = {"law": LimitLaw(law=cast(CptLaw, found.law), annealed=annealed)}
+    if getattr(found, "rivals", ()):
+        limits = (LimitLaw(law=form.law, annealed=annealed) for form in found.rivals)
+        changes["rivals"] = tuple(replace(form, law=law) for form, law in zip(found.rivals, limits, strict=True))
+    return replace(found, **changes)

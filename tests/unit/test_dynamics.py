@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from known_fits import SUPPORT
 from scipy.optimize import brentq, minimize_scalar
 from simple_laws import LAWS as BOWLS
 
@@ -23,8 +24,11 @@ from cptplan.dynamics.dynamics import (
 )
 from cptplan.dynamics.figure import draw_dynamics
 from cptplan.errors import ConfigError
+from cptplan.fitting.fitted import FittedLaw, Form
+from cptplan.fitting.separable import Solution
 from cptplan.laws.cpt import CptForm, CptLaw
 from cptplan.laws.history import RunHistory
+from cptplan.planning.limit import at_limit
 from cptplan.simulation.known_law import KnownLaw
 
 ETA = 1e-3
@@ -149,18 +153,46 @@ def test_critical_point_is_the_loss_of_an_endless_run():
         assert point.asymptote.mean - point.limit.mean == pytest.approx(0.2 * 0.5 + 0.2 * 0.25, abs=1e-9)
 
 
-@pytest.mark.parametrize("form", [CptForm(), CptForm(transient=True, repetition=True)])
+@pytest.mark.parametrize("form", [CptForm(), CptForm(transient=True, repetition=True), CptForm(undo=True)])
 def test_limit_holds_for_every_form(form):
     law = CptLaw("general", ETA, form)
     model = KnownLaw(
         law=law,
         values=np.array([{"epsilon": 1e-2, "beta": 3.0, "alpha": 1.0}.get(p.name, p.start) for p in law.parameters]),
-        coefficients=np.array([{"L0": 3.0, "B": 0.1}.get(t.name, 0.2) for t in law.terms]),
+        coefficients=np.array([{"L0": 3.0, "B": 0.1, "C2": 0.3}.get(t.name, 0.2) for t in law.terms]),
     )
     history = constant("base", 0.1, 400_000)
+    history = replace(history, pretrain_lr=np.concatenate([np.full(300, ETA), np.full(300, 0.5 * ETA)]))
     end = model.mean(history, np.array([400_000]))[0]
     point = critical_point(setting(laws={"general": model}), "general", history)
     assert point.limit.mean == pytest.approx(end, abs=2e-3)
+
+
+def test_limit_of_an_average_is_the_average_of_its_forms_limits():
+    history = constant("base", 0.1, 1000)
+    solutions = [
+        Solution(values=m.values, coefficients=m.coefficients, scale=1.0, objective=0.0, converged=True)
+        for m in (known("general"), known("general", B=0.5))
+    ]
+    law = known("general").law
+    rival = Form(law=law, best=solutions[1], left_out=(solutions[1],) * 3, weight=0.25)
+    settled = {"in_sample_error": 0.0, "transient_error": 0.0, "settled_step": 1, "support": SUPPORT, "noise": 0.0}
+    both = FittedLaw(
+        set_name="general",
+        law=law,
+        best=solutions[0],
+        left_out=(solutions[0],) * 3,
+        held_out=(),
+        rivals=(rival,),
+        **settled,
+    )
+    alone = [
+        at_limit(m, annealed=True).mean(history, np.array([1000]))[0]
+        for m in (known("general"), known("general", B=0.5))
+    ]
+    found = at_limit(both, annealed=True).mean(history, np.array([1000]))[0]
+    assert alone[0] != alone[1]
+    assert found == pytest.approx(0.75 * alone[0] + 0.25 * alone[1], rel=1e-12)
 
 
 def test_best_replay_is_the_closed_form_of_two_exponentials():

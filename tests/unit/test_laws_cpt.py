@@ -28,7 +28,8 @@ FORMS = [
     for amplitude, clock, power in product(("exponential", "logarithmic", "none"), (False, True), (False, True))
 ]
 EXTRAS = CptForm(open_start=True, repetition=True, transient=True, sizes=True)
-every_form = pytest.mark.parametrize("form", [*FORMS, EXTRAS], ids=lambda f: f.name + "+open" * f.open_start)
+UNDO = CptForm(open_start=True, undo=True)
+every_form = pytest.mark.parametrize("form", [*FORMS, EXTRAS, UNDO], ids=lambda f: f.name + "+open" * f.open_start)
 every_side = pytest.mark.parametrize("side", SIDES)
 
 
@@ -183,6 +184,18 @@ def test_unknown_pretraining_is_taken_as_annealed_unless_its_last_rate_is_told()
     assert column(law, "C2", run, [400])[0] == pytest.approx(0.5, rel=1e-6)  # the rate rose from 0
     assert column(law, "C2", replace(run, last_lr=1e-3), [400])[0] == 0.0
     assert not column(law, "C1", run, [0, 400]).any()
+
+
+def test_rewarming_undoes_the_annealing_of_pretraining() -> None:
+    """With undo, runs of one peak from before and after a decay end alike, but for the steps of the decay itself."""
+    law = CptLaw("general", REFERENCE_LR, CptForm(undo=True))
+    lr, values = wsd(3000, warmup=20, decay=500), {"forgetting_time": 20.0}
+    for before in (wsd(400), wsd(400, decay=100), wsd(400, decay=100, low=1e-4)):
+        run = cpt_run(lr, 0.2, before)
+        # pre-training's peak is this run's: all of its gain is gone when the peak is reached
+        assert column(law, "C1", run, [2400], **values)[0] == pytest.approx(0.0, abs=1e-9)
+        assert column(law, "C2", run, [2400], **values)[0] == pytest.approx(0.0, abs=1e-9)
+        assert column(law, "C2", run, [3000], **values)[0] == pytest.approx(-1.0, rel=0.05)  # the end's decay alone
 
 
 def test_transient_jumps_with_the_rate_and_the_share_and_relaxes() -> None:

@@ -103,7 +103,7 @@ def test_what_pretraining_in_blocks_fell_last_is_paid_too() -> None:
     assert sums.before[-1] == pytest.approx(exact[-1], abs=2e-4)
 
 
-@pytest.mark.parametrize("name", ["own", "before"])
+@pytest.mark.parametrize("name", ["own", "before", "rewarm"])
 def test_slope_of_annealing_is_its_difference_in_log_time(name: str) -> None:
     for steps in (300, 30_000):
         grid = grid_of(cpt_run(wsd(steps, peak=0.5, warmup=20, decay=steps // 3), 0.0, wsd(steps, 1.0, 20, 50)), 1.0)
