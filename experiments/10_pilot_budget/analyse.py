@@ -1,6 +1,6 @@
-"""Answer the question: python analyse.py. Reads campaigns.json (simulate.py) and the curve set.
+"""Answer the question: python analyse.py. Reads campaigns.json (simulate.py) and subsets.json (subsets.py).
 
-Writes results.json, results.md and figure.png; the fits to subsets of the real pilots take about a minute of CPU.
+Writes results.json, results.md and figure.png.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from simulate import FEWER, NEXT, NUMBERS, SHARES, Budget
-from subsets import LEFT_OUT, SETS, WEIGHTS, subset_rows, without_pilots
+from subsets import CURVES, LEFT_OUT, SETS, WEIGHTS, subset_row, subsets, without_pilots
 
 from cptplan.curves import read_curve_directory
 from cptplan.files import read_json, write_bytes, write_json, write_text
@@ -29,27 +29,24 @@ from cptplan.rehearsal.rehearse import OURS
 from cptplan.rehearsal.rivals import HALVING, RANDOM, TPE
 
 HERE = Path(__file__).resolve().parent
-CURVES = HERE.parent / "04_curve_set" / "curves" / "prose_code"
 CONTENDERS = (OURS, RANDOM, TPE, HALVING, COMMON.name)
 COLOURS = dict(zip(CONTENDERS, ("#4477aa", "#ccbb44", "#228833", "#aa3377", "#777777"), strict=True))
 RESAMPLES = 4000
 TENTH = Budget(designed=8, share=0.1)
 TWELVE = Budget(designed=12, share=0.1)
-FEWEST_CELLS = 2  # of the grid: one leaves nothing to choose
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Tables and figure from what is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--curves", type=Path, default=CURVES, help="Directory of the real curves.")
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--fast", action="store_true", help="Two of the real subsets.")
+    parser.add_argument("--fast", action="store_true", help="Fits to two subsets, made now, instead of all.")
     options = parser.parse_args(arguments)
-    kept = read_json(HERE / "campaigns.json")
-    results: dict[str, Any] = {"schema_version": 1, "virtual": virtual(kept), "real": {}}
-    curves = read_curve_directory(options.curves) if options.curves.is_dir() else {}
-    if sum(name.startswith("grid-") for name in curves) >= FEWEST_CELLS:
-        results["real"] = {**without_pilots(curves), "subsets": subset_rows(curves, fast=options.fast)}
+    real = read_json(HERE / "subsets.json")
+    if options.fast:
+        curves = read_curve_directory(CURVES)
+        real = {**without_pilots(curves), "subsets": [subset_row(curves, left) for left in subsets(curves)[:2]]}
+    results = {"schema_version": 1, "virtual": virtual(read_json(HERE / "campaigns.json")), "real": real}
     write_json(options.out / "results.json", results)
     write_text(options.out / "results.md", markdown(results))
     write_bytes(options.out / "figure.png", draw(results))
@@ -150,8 +147,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     if "advice" in found:
         lines += ["", "## Advised against designed pilots, all of one length", ""]
         lines += [*budget_table(list(found["advice"].values())), "", *change_table(found["advice_against"])]
-    if results["real"]:
-        lines += ["", *real_tables(results["real"])]
+    lines += ["", *real_tables(results["real"])]
     return "\n".join(lines) + "\n"
 
 
@@ -225,8 +221,7 @@ def draw(results: Mapping[str, Any]) -> bytes:
     if "budgets" in found:
         draw_shares(left, found["budgets"])
         draw_numbers(middle, found)
-    if results["real"]:
-        draw_real(right, results["real"])
+    draw_real(right, results["real"])
     for axis in (left, middle, right):
         axis.tick_params(labelsize=7)
         axis.xaxis.label.set_size(8)
