@@ -86,7 +86,7 @@ class Reach(Contract):
     steps: int
     """Of the longest of them."""
     doubling_error: float
-    """Relative standard deviation of what the law errs for every doubling of the length."""
+    """Relative standard deviation of what the law errs for every doubling of the length, beyond what its fits span."""
 
     def error(self, history: RunHistory, steps: IntArray) -> FloatArray:
         """Relative standard deviation after each step, shape (points,): linear in the doublings beyond the curves."""
@@ -144,15 +144,9 @@ class FittedLaw:
         Their outer products sum to the covariance of the average, sum_f w_f (jackknife of f + (mean of f - mean)^2),
         and of what comes with length, which is the same for all runs, so that it cancels between two of one length.
         """
-        forms = self.forms
-        means = np.stack([predict(form.law, form.best, history, steps) for form in forms])
-        weights = np.array([form.weight for form in forms])
-        mean = weights @ means
-        within = [np.sqrt(form.weight) * form.spread(history, steps) for form in forms]
-        between = np.sqrt(weights)[:, None] * (means - mean)
+        mean, spread = averaged(self.forms, history, steps)
         by_length = self.reach.error(history, steps) * mean if self.reach is not None else np.zeros(len(steps))
-        further = [*([between] if len(forms) > 1 else []), *([by_length[None]] if by_length.any() else [])]
-        return mean, np.vstack([*within, *further])
+        return mean, np.vstack([spread, by_length]) if by_length.any() else spread
 
     @property
     def freedom(self) -> int:
@@ -232,23 +226,42 @@ def point_noise(law: Law, solution: Solution, data: Sequence[Observations]) -> f
     return float(near / np.sqrt(2.0 * (1.0 - shared)))
 
 
+def averaged(forms: Sequence[Form], history: RunHistory, steps: IntArray) -> tuple[FloatArray, FloatArray]:
+    """The mean of forms, shape (points,), and what spreads about it, (directions, points), see FittedLaw.directions."""
+    means = np.stack([predict(form.law, form.best, history, steps) for form in forms])
+    weights = np.array([form.weight for form in forms])
+    mean = weights @ means
+    within = [np.sqrt(form.weight) * form.spread(history, steps) for form in forms]
+    between = np.sqrt(weights)[:, None] * (means - mean)
+    return mean, np.vstack([*within, *([between] if len(forms) > 1 else [])])
+
+
 def reach_of(forms: Sequence[Form], data: Sequence[Observations]) -> Reach | None:
     """What an average of forms errs in doubling the length: it is fitted to the first halves and predicts the ends.
 
-    Root mean square of the relative errors over the curves that judge. None when no curve has points in its first half.
+    sqrt(mean of e^2 - s^2), at least 0, over the curves that judge: e the relative error at the end, s the relative
+    spread that the first halves themselves give, which an interval has already. None when no curve has points in its
+    first half.
     """
     judges = targets(data)
     judged = {id(one) for one in judges}
     cut = [_until(one, HALF * one.steps[-1]) if id(one) in judged else one for one in data]
     if not judges or any(not len(one.steps) for one in cut):
         return None
-    early = [(form, solve(form.law, cut, start=form.best)) for form in forms]
-    errors = []
+    early = [_refitted(form, cut) for form in forms]
+    excess = []
     for one in judges:
-        end = sum(form.weight * predict(form.law, best, one.history, one.steps[-1:])[0] for form, best in early)
-        errors.append(end / one.loss[-1] - 1.0)
+        mean, spread = averaged(early, one.history, one.steps[-1:])
+        excess.append(float((mean[0] / one.loss[-1] - 1.0) ** 2 - np.sum(np.square(spread / mean))))
     longest = max(judges, key=lambda one: int(one.steps[-1]))
-    return Reach(phase=longest.history.phase, steps=int(longest.steps[-1]), doubling_error=rms(errors))
+    error = float(np.sqrt(max(float(np.mean(excess)), 0.0)))
+    return Reach(phase=longest.history.phase, steps=int(longest.steps[-1]), doubling_error=error)
+
+
+def _refitted(form: Form, data: Sequence[Observations]) -> Form:
+    """The form fitted to other points, with its left-out fits; without spread when too few curves judge."""
+    best = solve(form.law, data, start=form.best)
+    return replace(form, best=best, left_out=leave_one_out(form.law, data, best).solutions or (best,))
 
 
 def _until(one: Observations, step: float) -> Observations:

@@ -210,8 +210,8 @@ def test_reach_is_the_error_from_half_pilots_to_whole_ones() -> None:
     ]
     found = reach_of(fit(data).forms, bent)
     assert (found.phase, found.steps) == ("cpt", 150)
-    assert clean.doubling_error < 0.02
-    assert found.doubling_error == pytest.approx(0.04 / 1.04, abs=clean.doubling_error)
+    assert clean.doubling_error < 0.005  # the law is right: what it misses, its own spread explains
+    assert found.doubling_error == pytest.approx(0.04 / 1.04, rel=0.15)
 
 
 def test_reach_widens_runs_beyond_the_curves_by_doublings(fitted: FittedLaw) -> None:
