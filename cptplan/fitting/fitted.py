@@ -143,8 +143,11 @@ class FittedLaw:
 
         Their outer products sum to the covariance of the average, sum_f w_f (jackknife of f + (mean of f - mean)^2),
         and of what comes with length, which is the same for all runs, so that it cancels between two of one length.
+        Before settled_step no point was fitted and left-out fits may say anything: the spread is that of settled_step.
         """
-        mean, spread = averaged(self.forms, history, steps)
+        early = (steps > 0) & (steps < self.settled_step) & (history.phase == "cpt")
+        _, spread = averaged(self.forms, history, np.where(early, min(self.settled_step, len(history.lr)), steps))
+        mean = self.mean(history, steps)
         by_length = self.reach.error(history, steps) * mean if self.reach is not None else np.zeros(len(steps))
         return mean, np.vstack([spread, by_length]) if by_length.any() else spread
 

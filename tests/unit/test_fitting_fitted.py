@@ -37,6 +37,7 @@ from cptplan.fitting.fitted import (
 )
 from cptplan.fitting.separable import Solution, predict, solve
 from cptplan.fitting.support import support_of
+from cptplan.laws.cpt import CptForm, CptLaw
 from cptplan.laws.history import Observations, RunHistory, observations, transient_points
 from cptplan.laws.pretraining import AnnealingLaw
 
@@ -259,6 +260,21 @@ def test_band_of_the_first_steps_is_the_error_there(fitted: FittedLaw) -> None:
     assert widths[0] == pytest.approx(2 * 2.015 * 0.2, rel=0.25)  # Student's t of 5 degrees of freedom
     assert widths[1] == pytest.approx(widths[0], rel=0.1)
     assert widths[2] == width(fitted, run(), 2 * SETTLED)
+
+
+def test_band_before_the_fitted_points_is_no_wider_than_where_they_begin(fitted: FittedLaw) -> None:
+    """A left-out fit whose jump is gone before the first fitted point may have any size of it."""
+    wild = CptLaw("general", PEAK, CptForm(transient=True))
+    data = campaign()
+    best = solve(wild, data)
+    names = [term.name for term in wild.terms]
+    huge = np.where(np.array(names) == "D", 1e30, best.coefficients)
+    values = np.where([p.name == "T" for p in wild.parameters], 0.2, best.values)
+    off = replace(best, coefficients=huge, values=values)
+    law = replace(fitted, law=wild, best=best, left_out=(off, best, best, best))
+    widths = [width(law, run(), step) for step in (1, SETTLED // 2, SETTLED)]
+    assert widths[0] == pytest.approx(widths[2], rel=0.05)
+    assert widths[1] == pytest.approx(widths[2], rel=0.05)
 
 
 def test_interval_grows_beyond_the_pilots(fitted: FittedLaw) -> None:
