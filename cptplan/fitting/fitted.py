@@ -148,8 +148,10 @@ class FittedLaw:
         early = (steps > 0) & (steps < self.settled_step) & (history.phase == "cpt")
         _, spread = averaged(self.forms, history, np.where(early, min(self.settled_step, len(history.lr)), steps))
         mean = self.mean(history, steps)
-        by_length = self.reach.error(history, steps) * mean if self.reach is not None else np.zeros(len(steps))
-        return mean, np.vstack([spread, by_length]) if by_length.any() else spread
+        if self.reach is None:
+            return mean, spread
+        # also where it is 0: as many directions for every run, so that one draw means the same for all
+        return mean, np.vstack([spread, self.reach.error(history, steps) * mean])
 
     @property
     def freedom(self) -> int:

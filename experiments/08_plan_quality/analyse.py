@@ -258,9 +258,11 @@ MARKS = {
 
 def draw(path: Path, problems: Sequence[Problem], pilot_steps: int, noise: dict[float, float]) -> None:
     """Regret against compute, one panel for each weight and length."""
-    figure, axes = plt.subplots(len(GRIDS), len(WEIGHTS), figsize=(12.5, 6.6), sharex=True, sharey=True, squeeze=False)
+    lengths = sorted({problem.table.total_steps for problem in problems}, reverse=True)
+    size = (12.5, 1.4 + 2.6 * len(lengths))
+    figure, axes = plt.subplots(len(lengths), len(WEIGHTS), figsize=size, sharex=True, sharey=True, squeeze=False)
     by_key = {(problem.table.total_steps, problem.weight): problem for problem in problems}
-    for row, steps in zip(axes, GRIDS, strict=True):
+    for row, steps in zip(axes, lengths, strict=True):
         for axis, weight in zip(row, WEIGHTS, strict=True):
             axis.set_title(f"{steps} steps, general {weight:g}", fontsize=9)
             if (steps, weight) in by_key:
@@ -270,9 +272,9 @@ def draw(path: Path, problems: Sequence[Problem], pilot_steps: int, noise: dict[
         lines, labels = axis.get_legend_handles_labels()
         entries |= dict(zip(labels, lines, strict=True))
     figure.legend(entries.values(), entries.keys(), loc="lower center", ncols=5, fontsize=8, frameon=False)
-    figure.supxlabel("steps spent before the final run, share of the grid's", fontsize=9, y=0.115)
+    figure.supxlabel("steps spent before the final run, share of the grid's", fontsize=9, y=0.76 / size[1])
     figure.supylabel("regret, % of the weighted loss of the best cell", fontsize=9)
-    figure.tight_layout(rect=(0.01, 0.12, 1, 1))
+    figure.tight_layout(rect=(0.01, 0.8 / size[1], 1, 1))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     plt.close(figure)

@@ -222,6 +222,9 @@ def test_reach_widens_runs_beyond_the_curves_by_doublings(fitted: FittedLaw) -> 
     np.testing.assert_array_equal(same, mean)
     np.testing.assert_allclose(wider[-1] / mean, [0.0, 0.0, 0.03, 0.06], atol=1e-15)
     np.testing.assert_array_equal(wider[:-1], spread)
+    within = replace(fitted, reach=Reach(phase="cpt", steps=600, doubling_error=0.03)).directions(history, steps)[1]
+    assert within.shape == wider.shape  # draws of short and of long runs are the same draws
+    assert not within[-1].any()
     before = replace(history, phase="pretrain", pretrain_lr=np.empty(0))
     assert not Reach(phase="cpt", steps=150, doubling_error=0.03).error(before, steps).any()
 

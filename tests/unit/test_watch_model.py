@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 from scipy.stats import kstest, multivariate_normal
 from watch_examples import STEPS, evaluated, fitted, history, losses, models, points, record
 
+from cptplan.fitting.fitted import Reach
 from cptplan.watch.model import NUM_DRAWS, CurveModel, Points
 
 NONE = Points(steps=np.zeros(0, dtype=np.int64), loss=np.zeros(0))
@@ -73,6 +74,23 @@ def test_no_points_leave_the_law_as_it_is():
     assert draws.shape == (NUM_DRAWS, 1)
     # odd numbers of draws leave one of a mirrored pair out
     assert draws.mean() == pytest.approx(float(model.law.mean(PLANNED, END)[0]), rel=1e-4)
+
+
+def test_run_beyond_the_pilots_is_conditioned_on_its_points_within_them():
+    """What the law errs with length is one direction: 0 on the early points, and theirs to narrow by what follows."""
+    law, seen = fitted("domain"), points(record())["domain"]
+    reach = Reach(phase="cpt", steps=STEPS // 4, doubling_error=0.02)
+    far, near = CurveModel(law=replace(law, reach=reach)), CurveModel(law=law)
+    early, late = seen.until(STEPS // 8), seen.until(STEPS // 2)
+    width = {
+        (name, when): float(np.ptp(np.percentile(model.sample(PLANNED, known, PLANNED, END)[:, 0], [5, 95])))
+        for name, model in (("far", far), ("near", near))
+        for when, known in (("before", NONE), ("early", early), ("late", late))
+    }
+    mean = far.law.mean(PLANNED, END)[0]
+    assert width["near", "early"] < width["near", "before"]
+    assert width["far", "early"] > 2 * 1.645 * 0.04 * mean * 0.9  # two doublings, of which nothing is seen yet
+    assert width["far", "late"] < 0.5 * width["far", "early"]
 
 
 def test_points_move_another_way_to_end_too():
