@@ -19,6 +19,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from simulate import FEWER, NEXT, NUMBERS, SHARES, Budget
 from subsets import CURVES, LEFT_OUT, SETS, WEIGHTS, subset_row, subsets, without_pilots
 
@@ -233,7 +234,7 @@ def draw(results: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def draw_shares(axis: plt.Axes, rows: Mapping[str, Any]) -> None:
+def draw_shares(axis: Axes, rows: Mapping[str, Any]) -> None:
     """Mean regret of all contenders by share of compute."""
     share = [100 * budget.share for budget in SHARES]
     for name in CONTENDERS:
@@ -252,7 +253,7 @@ def draw_shares(axis: plt.Axes, rows: Mapping[str, Any]) -> None:
     axis.set_title("Virtual campaigns: share of compute", fontsize=8)
 
 
-def draw_numbers(axis: plt.Axes, found: Mapping[str, Any]) -> None:
+def draw_numbers(axis: Axes, found: Mapping[str, Any]) -> None:
     """Mean regret by number of pilots at equal tokens, and with advised ones."""
     rows = [(str(budget.designed), found["budgets"][budget.name]) for budget in NUMBERS]
     if "advice" in found:
@@ -267,7 +268,7 @@ def draw_numbers(axis: plt.Axes, found: Mapping[str, Any]) -> None:
     axis.set_title("Number of pilots, designed or advised", fontsize=8)
 
 
-def draw_real(axis: plt.Axes, real: Mapping[str, Any]) -> None:
+def draw_real(axis: Axes, real: Mapping[str, Any]) -> None:
     """Regret of every subset of the real pilots, mean over the weights, and its mean by number left out."""
     rng = np.random.default_rng(0)
     for number in LEFT_OUT:

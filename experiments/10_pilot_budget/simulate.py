@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: one process, one 
 
 import numpy as np
 
+from cptplan.decide import METHOD
 from cptplan.files import read_json, write_json
 from cptplan.planning.knobs import Space
 from cptplan.planning.search import Evaluated, grid, polish, rank
@@ -65,8 +66,11 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--out", type=Path, default=HERE / "campaigns.json")
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = read_json(options.out)["rows"] if options.out.exists() else []
-    best: dict[str, dict[str, float]] = read_json(options.out)["best"] if options.out.exists() else {}
+    kept = read_json(options.out) if options.out.exists() else {}
+    if kept.get("method") != METHOD:
+        kept = {"rows": [], "best": {}}  # an older cptplan made other laws of the same curves
+    rows: list[dict[str, Any]] = kept["rows"]
+    best: dict[str, dict[str, float]] = kept["best"]
     there = {(row["seed"], row["budget"]) for row in rows}
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     for seed, budget in ((seed, budget) for budgets in ROUNDS for seed in seeds for budget in budgets):
@@ -75,7 +79,7 @@ def main() -> None:
             rows.append(row)
             if str(seed) not in best:
                 best[str(seed)] = best_run(setting_of(seed, budget)[0], space)
-            write_json(options.out, {"schema_version": 1, "best": best, "rows": rows})
+            write_json(options.out, {"schema_version": 1, "method": METHOD, "best": best, "rows": rows})
             LOG.info("%d %s %.0f s", seed, budget.name, row["cpu_seconds"])
 
 

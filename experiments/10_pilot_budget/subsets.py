@@ -21,13 +21,14 @@ import numpy as np
 from cptplan.curves import LossCurve, read_curve_directory
 from cptplan.files import write_json
 from cptplan.fitting.select import select_law
+from cptplan.laws.cpt import Side
 from cptplan.laws.history import history_of
 from cptplan.planning.recipes import COMMON
 
 HERE = Path(__file__).resolve().parent
 CURVES = HERE.parent / "04_curve_set" / "curves" / "prose_code"
 LOG = logging.getLogger("subsets")
-SETS = ("general", "domain")
+SETS: tuple[Side, Side] = ("general", "domain")
 WEIGHTS = (0.2, 0.4, 0.6, 0.8)  # of general loss
 LEFT_OUT = (0, 1, 2)
 
@@ -71,7 +72,7 @@ def subset_row(curves: Mapping[str, LossCurve], left_out: Sequence[str]) -> dict
 
 
 def predictions(
-    seen: Mapping[str, LossCurve], curves: Mapping[str, LossCurve], cells: Sequence[LossCurve], set_name: str
+    seen: Mapping[str, LossCurve], curves: Mapping[str, LossCurve], cells: Sequence[LossCurve], set_name: Side
 ) -> np.ndarray:
     """Final loss of every cell by the fit to what was seen, nats per token, shape (cells,)."""
     fitted = select_law(seen, set_name, set_name).fitted
