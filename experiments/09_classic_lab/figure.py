@@ -23,7 +23,7 @@ LABELS = {
     "soup-replay5": "soup of base and replay 5 %",
     "ewc": "EWC",
     "l2": "L2 anchor",
-    "freeze": "lower half frozen",
+    "freeze": "embedding frozen",
 }
 COLOURS = ("#222222", "#66ccee", "#4477aa", "#223377", "#ee6677", "#999999", "#88bb99", "#ccbb44", "#aa3377", "#228833")
 MARKERS = ("o", "s", "s", "D", "^", ".", ".", "v", "P", "X")
