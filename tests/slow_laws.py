@@ -93,7 +93,9 @@ def _annealing(law: Law, p: Named, c: Named, run: RunHistory, step: int, million
     rates = before + own
     for k, fall in _falls(rates, _warm(before or own) if before or run.phase == "pretrain" else -1):
         if k < len(before) + step:
-            earlier = len(before) + (_warm(own) + 1 if law.form.undo else 0)
+            peaks = [max(own[: n + 1]) for n in range(len(own))]
+            passed = next((n for n, r in enumerate(own) if r < 0.999 * peaks[n]), len(own))
+            earlier = len(before) + (passed if law.form.undo else 0)
             term = "C1" if run.phase == "pretrain" or k < earlier else "C2"
             gains[term] += fall * (1 - (1 - 1 / p["forgetting_time"]) ** (len(before) + step - k))
     if not before and run.phase == "cpt" and step:  # from the last rate that is told, or from 0: taken as annealed

@@ -48,7 +48,7 @@ class CptForm:
     repetition: bool = False
     """Repeated domain tokens count less in the domain's clock (arXiv:2305.16264), and may harm."""
     undo: bool = False
-    """The rate's way to the run's peak counts with pre-training's annealing, C1: re-warming undoes it. Else with C2."""
+    """The rate's way to its first peak counts with pre-training's annealing, C1: re-warming undoes it. Else with C2."""
     transient: bool = False
     """General loss jumps in the first steps (cold optimiser moments, re-warm-up) and relaxes: a term of its own."""
     sizes: bool = False

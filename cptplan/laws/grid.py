@@ -182,6 +182,9 @@ def _powers(blocks: Blocks, power: float) -> tuple[FloatArray, FloatArray]:
     return pace, pace * log_rate
 
 
+FALLEN = 1e-3  # assumed: a rate this far under its highest so far has passed its peak; less is rounding of logged rates
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Momentum:
     """Annealing gain of the momentum form at the block edges, and its derivative with respect to log time."""
@@ -191,7 +194,7 @@ class Momentum:
     own: FloatArray
     own_slope: FloatArray
     rewarm: FloatArray
-    """What of own comes from the rate's way to the run's peak: below 0 where it rises."""
+    """What of own comes from the rate's way to its first peak: below 0 where it rises."""
     rewarm_slope: FloatArray
 
 
@@ -211,8 +214,8 @@ def momentum_sums(grid: Grid, time: float) -> Momentum:
     fading = decay**elapsed
     per_log_time = 1.0 / time  # d lambda / d log time
     own, own_slope = _paid(grid.drops, decay, grid.own, per_log_time)
-    to_peak = np.where(np.arange(len(grid.own.lr)) <= int(np.argmax(grid.own.lr)), grid.drops, 0.0)
-    rewarm, rewarm_slope = _paid(to_peak, decay, grid.own, per_log_time)
+    fallen = np.cumsum(grid.own.lr < (1.0 - FALLEN) * np.maximum.accumulate(grid.own.lr)) > 0
+    rewarm, rewarm_slope = _paid(np.where(fallen, 0.0, grid.drops), decay, grid.own, per_log_time)
     return Momentum(
         before=total - left * fading,
         before_slope=-(left_slope * fading + left * elapsed * fading / decay) * per_log_time,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cptplan.laws.cpt import CptLaw
+from cptplan.laws.grid import FALLEN
 from cptplan.laws.history import RunHistory
 from cptplan.simulation.known_law import LossModel
 
@@ -34,7 +35,7 @@ class LimitLaw:
         """Columns of the law's terms, the same at all steps, shape (points, terms).
 
         S2(inf) (1 - lambda) = first rate - last rate, of pre-training from its peak on and of CPT from the rate before;
-        where re-warming undoes annealing, the way to the run's peak belongs to pre-training.
+        where re-warming undoes annealing, the way to the run's first peak belongs to pre-training.
         """
         names = [parameter.name for parameter in self.law.parameters]
         whole = np.array([SATURATED.get(name, value) for name, value in zip(names, values, strict=True)])
@@ -46,7 +47,8 @@ class LimitLaw:
             "C2": history.previous_lr - float(history.lr[-1]),
         }
         if self.law.form.undo:
-            rewarm = history.previous_lr - float(history.lr.max())
+            fallen = np.flatnonzero(history.lr < (1.0 - FALLEN) * np.maximum.accumulate(history.lr))
+            rewarm = history.previous_lr - float(history.lr[: fallen[0] if len(fallen) else None][-1])
             falls = {"C1": falls["C1"] + rewarm, "C2": falls["C2"] - rewarm}
         size = history.num_params / 1e6 if self.law.form.sizes and history.num_params else 1.0
         given = dict(zip(names, values.tolist(), strict=True))
