@@ -70,6 +70,7 @@ class CptForm:
         return "+".join(parts) or "plain"
 
 
+RELAXED = 7.0  # relaxation times after which the first jump counts as gone
 PUBLISHED = CptForm(amplitude="exponential", clock=False, free_power=False)
 
 
@@ -233,9 +234,13 @@ class CptLaw(LawBase):
 
     @staticmethod
     def _jump(time: float, grid: Grid, steps: IntArray) -> FloatArray:
-        """The transient: sqrt(rate) s e^(-t / T), of the rate of the last step and the domain share s so far."""
+        """The transient sqrt(rate) s e^(-t / T), of the rate of the last step and the domain share s so far.
+
+        0 past 7 T: what is left then is a thousandth; a term that only such points see could have any size before.
+        """
         rate = grid.at(steps, np.concatenate([[0.0], grid.own.lr]))
-        return np.asarray(np.sqrt(rate) * grid.at(steps, grid.mean_share) * np.exp(-steps / time))
+        left = np.where(steps > RELAXED * time, 0.0, np.exp(-steps / time))
+        return np.asarray(np.sqrt(rate) * grid.at(steps, grid.mean_share) * left)
 
     def _size(self, history: RunHistory) -> tuple[float, float]:
         """Model size in millions of parameters and its logarithm; 1 and 0 when the form does not ask for it."""

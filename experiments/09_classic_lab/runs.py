@@ -113,4 +113,4 @@ def spec_of(run: Run, lab: Path) -> RunSpec:
     )
 
 
-SOUPS = ("pure-lr1e-3", "pure-lr3e-3")
+SOUPS = ("pure-lr1e-3", "pure-lr3e-3", "replay30-lr3e-3")

@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.fast:
         curves = read_curve_directory(CURVES)
         real = {**without_pilots(curves), "subsets": [subset_row(curves, left) for left in subsets(curves)[:2]]}
-    results = {"schema_version": 1, "virtual": virtual(read_json(HERE / "campaigns.json")), "real": real}
+    kept = read_json(HERE / "campaigns.json")
+    results = {"schema_version": 1, "fit": kept["method"], "virtual": virtual(kept), "real": real}
     write_json(options.out / "results.json", results)
     write_text(options.out / "results.md", markdown(results))
     write_bytes(options.out / "figure.png", draw(results))
@@ -137,7 +138,8 @@ def spread(values: np.ndarray) -> dict[str, float]:
 def markdown(results: Mapping[str, Any]) -> str:
     """The tables."""
     found, lines = results["virtual"], ["# Virtual campaigns", ""]
-    lines += ["Regret in nats of the weighted loss: mean (90 % interval of the mean), median, 90th percentile.", ""]
+    lines += ["Regret in nats of the weighted loss: mean (90 % interval of the mean), median, 90th percentile."]
+    lines += [f"Method of the fit: {results['fit']}.", ""]
     if "budgets" in found:
         rows = list(found["budgets"].values())
         lines += budget_table([row for row in rows if row["designed"] == TENTH.designed])
@@ -280,9 +282,9 @@ def draw_real(axis: Axes, real: Mapping[str, Any]) -> None:
     for key, label in (("rule_of_thumb", COMMON.name), ("random", "random cell")):
         level = np.mean([real[key][f"{weight:g}"] for weight in WEIGHTS])
         axis.axhline(level, color=COLOURS[COMMON.name], linestyle=":", linewidth=1)
-        axis.annotate(label, (LEFT_OUT[-1] + 0.35, level), ha="right", va="bottom", fontsize=7)
+        axis.annotate(label, (LEFT_OUT[-1] + 0.45, level), ha="right", va="bottom", fontsize=7)
     axis.set_xticks(LEFT_OUT, [f"{8 - number} of 8" for number in LEFT_OUT])
-    axis.set(xlabel="real pilots that the fit saw", ylim=(0, None))
+    axis.set(xlabel="real pilots that the fit saw", xlim=(-0.5, LEFT_OUT[-1] + 0.5), ylim=(0, None))
     axis.set_title(f"Real runs: regret on {real['cells']} cells, mean over weights", fontsize=8)
 
 

@@ -79,12 +79,12 @@ def predictions(
     return np.array([float(fitted.mean(history_of(cell, curves), cell.steps[-1:])[0]) for cell in cells])
 
 
-def ends(cells: Sequence[LossCurve]) -> dict[str, np.ndarray]:
+def ends(cells: Sequence[LossCurve]) -> dict[Side, np.ndarray]:
     """Measured final losses, nats per token, shape (cells,)."""
     return {name: np.array([cell.losses[name][-1] for cell in cells]) for name in SETS}
 
 
-def judged(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def judged(predicted: Mapping[Side, np.ndarray], true: Mapping[Side, np.ndarray]) -> dict[str, Any]:
     """Regret of the cell that is predicted to be best, nats, and the error of all cells."""
     said, measured = ({w: weighed(losses, w) for w in WEIGHTS} for losses in (predicted, true))
     return {
@@ -95,7 +95,7 @@ def judged(predicted: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray]) 
     }
 
 
-def weighed(losses: Mapping[str, np.ndarray], general: float) -> np.ndarray:
+def weighed(losses: Mapping[Side, np.ndarray], general: float) -> np.ndarray:
     """Weighted loss of every cell, shape (cells,)."""
     return general * losses["general"] + (1.0 - general) * losses["domain"]
 

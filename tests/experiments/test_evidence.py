@@ -12,7 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
-FAST = sorted(path.parent.name for path in EXPERIMENTS.glob("*/analyse.py") if '"--fast"' in path.read_text())
+FAST = sorted(
+    path.parent.name
+    for path in EXPERIMENTS.glob("*/analyse.py")
+    if '"--fast"' in path.read_text() and (path.parent / "results.json").exists()
+)
 
 
 def python(*arguments: object, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
