@@ -242,12 +242,13 @@ def draw_shares(axis: Axes, rows: Mapping[str, Any]) -> None:
     for name in CONTENDERS:
         found = [rows[budget.name]["regret"][name] for budget in SHARES]
         thick = 2.0 if name == OURS else 1.0
-        axis.plot(share, [one["mean"] for one in found], "o-", color=COLOURS[name], markersize=4, linewidth=thick)
+        mean = [one["mean"] for one in found]
+        axis.plot(share, mean, "o-", color=COLOURS[name], markersize=4, linewidth=thick, label=name)
         if name == OURS:
             bounds = [one["low"] for one in found], [one["high"] for one in found]
             axis.fill_between(share, *bounds, color=COLOURS[name], alpha=0.25, linewidth=0)
-        axis.annotate(name, (share[-1], found[-1]["mean"]), xytext=(4, 0), textcoords="offset points", fontsize=7)
-    axis.set(xscale="log", yscale="log", xlabel="tokens of 8 pilots, % of the final run", xlim=(1.7, 130))
+    axis.set(xscale="log", yscale="log", xlabel="tokens of 8 pilots, % of the final run", xlim=(1.7, 48))
+    axis.legend(loc="lower left", fontsize=7, frameon=False)
     axis.set_xticks(share, [f"{one:g}" for one in share])
     axis.minorticks_off()
     axis.yaxis.set_major_formatter("{x:g}")  # plain digits, which need no fonts for mathematics
@@ -258,7 +259,8 @@ def draw_shares(axis: Axes, rows: Mapping[str, Any]) -> None:
 def draw_numbers(axis: Axes, found: Mapping[str, Any]) -> None:
     """Mean regret by number of pilots at equal tokens, and with advised ones."""
     rows = [(str(budget.designed), found["budgets"][budget.name]) for budget in NUMBERS]
-    if "advice" in found:
+    advised = " (8 short: 6.7 %)" if "advice" in found else ""
+    if advised:
         rows += [("8 short", found["advice"][FEWER.name]), ("8 + 4\nadvised", found["advice"][NEXT.name])]
     for number, (_, row) in enumerate(rows):
         one = row["regret"][OURS]
@@ -266,8 +268,9 @@ def draw_numbers(axis: Axes, found: Mapping[str, Any]) -> None:
         axis.plot([number, number], [one["low"], one["high"]], color=colour, linewidth=1.5)
         axis.plot(number, one["mean"], "o", color=colour, markersize=5)
     axis.set_xticks(range(len(rows)), [label for label, _ in rows])
-    axis.set(xlabel="pilots, together a tenth of the final run (8 short: 6.7 %)", ylim=(0, None))
-    axis.set_title("Number of pilots, designed or advised", fontsize=8)
+    axis.set(xlabel="pilots, together a tenth of the final run" + advised, ylim=(0, None))
+    axis.set_title("Virtual campaigns: number of pilots", fontsize=8)
+    axis.set_ylabel("mean regret, nats", fontsize=8)
 
 
 def draw_real(axis: Axes, real: Mapping[str, Any]) -> None:
