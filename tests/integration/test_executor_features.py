@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cptplan.curves import read_curve
 from cptplan.run_options import Accounting
-from executor.corpus.pack import open_shard
 from executor.data import TrainingData
 
 
@@ -95,9 +94,10 @@ def test_readings_are_those_of_the_losses(root):
     first, *_, last = evaluations(run_dir)
     assert (first["forgetting_ratio"], first["perplexity"]["general"]) == (1.0, math.exp(first["loss_general"]))
     assert last["forgetting_ratio"] == pytest.approx(last["perplexity"]["general"] / first["perplexity"]["general"])
-    shard = open_shard(root / "domain", "validation")
-    text = AutoTokenizer.from_pretrained(str(root / "tokenizer")).decode(shard.tokens[1 : 33 * 16 + 1].tolist())
-    bits = last["loss_domain"] * 33 * 16 / math.log(2) / len(text.encode())
+    tokenizer = AutoTokenizer.from_pretrained(str(root / "tokenizer"))
+    windows = runs.validation_windows(root, "domain")[:, 1:].tolist()
+    num_bytes = sum(len(tokenizer.decode(window).encode()) for window in windows)
+    bits = last["loss_domain"] * 33 * 16 / math.log(2) / num_bytes
     assert last["bits_per_byte"]["domain"] == pytest.approx(bits, rel=1e-12)
 
 

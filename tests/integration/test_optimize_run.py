@@ -14,8 +14,8 @@ from cptplan.curves import write_curve
 from cptplan.files import write_json
 from cptplan.planning.plan import read_plan
 from cptplan.planning.study import open_storage
+from cptplan.simulation import virtual_lab
 from cptplan.simulation.published import find_published
-from cptplan.simulation.simulation import virtual_lab
 
 
 @pytest.fixture(scope="module")
