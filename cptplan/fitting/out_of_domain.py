@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,7 @@ from cptplan.errors import CurveError, suggest
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Form = Literal["plain", "constant", "transient"]
+FORMS: tuple[Form, ...] = get_args(Form)
 
 NUM_DRAWS = 200
 LEVEL = 0.9
@@ -68,7 +69,7 @@ class OutOfDomainFit:
     coefficients: FloatArray
     """Of general loss, domain loss and the constant (0 in the plain form), shape (3,)."""
     draws: FloatArray
-    """The same under random weights of the curves (Bayesian bootstrap), shape (draws, 3)."""
+    """Possible coefficients, shape (draws, 3): Student's t with the spread of the fits without one curve each."""
     held_out: Mapping[str, float]
     """Root mean square of the relative errors of each curve when it was left out."""
     held_out_error: float
@@ -164,18 +165,20 @@ def fit_out_of_domain(
     """Fit and judge the combination on the CPT curves that have all three sets.
 
     Args:      set_name: the third set. general, domain: the two that a plan predicts.
-               num_draws, seed: of the bootstrap over curves.
+               num_draws, seed: of the possible coefficients.
     Raises:    CurveError if fewer than three CPT curves have the three sets at three points or more.
-    Reference: arXiv:2505.07796, eq. 6 and section 5.2; the constant and the test are ours.
+    Reference: arXiv:2505.07796, eq. 6 and section 5.2; the constant and the test are ours. Spread by the jackknife
+               over curves (Tukey 1958), as of every law here.
     """
     data = _collect(curves, set_name, general, domain)
     tau = _transient_time(data)
-    residuals = {form: _held_out_residuals(data, form, tau) for form in ("plain", "constant", "transient")}
+    without = {form: _left_out(data, form, tau) for form in FORMS}
+    residuals = {form: _held_out_residuals(data, form, tau, without[form]) for form in FORMS}
     errors = {form: np.array([_rms(r) for r in found]) for form, found in residuals.items()}
     form: Form = "constant" if _better(errors["constant"], errors["plain"]) else "plain"
-    draws = _draws(data, form, tau, num_draws, seed)
     condition, spread, leverage = _geometry(data)
-    coefficients = _pad(_solve(data, form, tau, np.ones(len(data))))
+    coefficients = _pad(_solve(data, form, tau))
+    draws = _draws(coefficients, _pad(without[form]), num_draws, seed)
     told_apart = condition <= LARGEST_CONDITION and _half_width(draws) <= WIDEST_WEIGHT
     judged = {
         "held_out_error": _rms(errors[form]),
@@ -235,9 +238,9 @@ def _columns(points: _Points, form: Form, tau: float) -> FloatArray:
     return np.column_stack(columns) / points.target[:, None]
 
 
-def _solve(data: Sequence[_Points], form: Form, tau: float, curve_weights: FloatArray) -> FloatArray:
-    """Coefficients by least squares of relative residuals, every curve with its weight however often it was logged."""
-    root = [np.sqrt(w / len(d.target)) for d, w in zip(data, curve_weights, strict=True)]
+def _solve(data: Sequence[_Points], form: Form, tau: float) -> FloatArray:
+    """Coefficients by least squares of relative residuals, every curve of one weight however often it was logged."""
+    root = [1.0 / np.sqrt(len(d.target)) for d in data]
     matrix = np.concatenate([_columns(d, form, tau) * r for d, r in zip(data, root, strict=True)])
     target = np.concatenate([np.full(len(d.target), r) for d, r in zip(data, root, strict=True)])
     robust = np.ones_like(target)
@@ -255,20 +258,20 @@ def _transient_time(data: Sequence[_Points]) -> float:
     times = [max(share * shortest, 1.0) for share in TRANSIENT_TIMES]
 
     def misfit(tau: float) -> float:
-        found = _solve(data, "transient", tau, np.ones(len(data)))
+        found = _solve(data, "transient", tau)
         return _rms(np.array([_rms(_columns(d, "transient", tau) @ found - 1.0) for d in data]))
 
     return min(times, key=misfit)
 
 
-def _held_out_residuals(data: Sequence[_Points], form: Form, tau: float) -> list[FloatArray]:
+def _left_out(data: Sequence[_Points], form: Form, tau: float) -> FloatArray:
+    """Coefficients fitted without one curve each, shape (curves, terms)."""
+    return np.stack([_solve([d for d in data if d is not left_out], form, tau) for left_out in data])
+
+
+def _held_out_residuals(data: Sequence[_Points], form: Form, tau: float, without: FloatArray) -> list[FloatArray]:
     """Relative residuals of each curve after its first point, the coefficients fitted to the others."""
-    residuals = []
-    for left_out in data:
-        others = [d for d in data if d is not left_out]
-        found = _solve(others, form, tau, np.ones(len(others)))
-        residuals.append((_columns(left_out, form, tau) @ found - 1.0)[1:])
-    return residuals
+    return [(_columns(d, form, tau) @ found - 1.0)[1:] for d, found in zip(data, without, strict=True)]
 
 
 def _baseline_error(data: Sequence[_Points], general_weight: float) -> float:
@@ -309,14 +312,20 @@ def _judge(judged: Mapping[str, float], form: Form, *, transient: bool) -> tuple
     return True, words + without
 
 
-def _draws(data: Sequence[_Points], form: Form, tau: float, number: int, seed: int) -> FloatArray:
-    weights = np.random.default_rng(seed).standard_exponential((number, len(data)))
-    return np.stack([_pad(_solve(data, form, tau, w)) for w in weights])
+def _draws(coefficients: FloatArray, without: FloatArray, number: int, seed: int) -> FloatArray:
+    """Possible coefficients about those of all curves, shape (number, 3); without: those of _left_out, padded."""
+    count = len(without)
+    directions = np.sqrt((count - 1) / count) * (without - without.mean(axis=0))
+    rng = np.random.default_rng(seed)
+    freedom = count - 1
+    heavy = np.sqrt(freedom / rng.chisquare(freedom, (number, 1)))
+    return np.asarray(coefficients + heavy * (rng.standard_normal((number, count)) @ directions))
 
 
 def _pad(coefficients: FloatArray) -> FloatArray:
-    """Coefficients with a constant of 0 when the form has none, shape (3,)."""
-    return np.concatenate([coefficients, np.zeros(3 - len(coefficients))])
+    """Coefficients with a constant of 0 when the form has none, and no transient, shape (..., 3)."""
+    short = 3 - coefficients.shape[-1]
+    return np.concatenate([coefficients, np.zeros((*coefficients.shape[:-1], short))], axis=-1)
 
 
 def _half_width(draws: FloatArray) -> float:

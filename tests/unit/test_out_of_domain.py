@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from third_set import Extra, campaign, nothing
+from third_set import CELLS, Extra, campaign, nothing
 
 from cptplan.errors import CurveError
 from cptplan.fitting.out_of_domain import fit_out_of_domain
@@ -74,6 +74,17 @@ def test_interval_holds_new_runs_and_extrapolation_is_said() -> None:
     # 500 points; a Student t offset of few curves is a little wide
     assert 0.85 < np.mean(inside) <= 1.0
     assert fit.predict([4.5], [2.4]).outside
+
+
+@pytest.mark.parametrize("num_curves", [4, len(CELLS)])
+def test_interval_of_the_weights_holds_the_true_ones(num_curves: int) -> None:
+    held, true = [], np.array([0.622, 0.385])
+    for seed in range(150):
+        fit = fit_out_of_domain(campaign((0.385, 0.622), seed=seed, cells=CELLS[:num_curves]), "third")
+        low, high = np.percentile(fit.draws[:, :2], [5, 95], axis=0)
+        held.append((low <= true) & (true <= high))
+    # 90 % of 150, two and a half standard deviations to either side; random weights of the curves held 65 %
+    assert 0.84 <= np.mean(held) <= 0.96
 
 
 def test_draws_of_the_two_losses_widen_the_interval() -> None:
