@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 from figure import draw
 from numpy.typing import NDArray
 from points import GOAL, Point, best_by_method, dominance, points_of, seed_noise, soup_name
+from runs import SEQ_LEN, VALIDATION_TOKENS
 from scipy import stats
 
 from cptplan.curves import read_curve_directory
 from cptplan.files import read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parent
+SETS = ("general", "domain")
 WEIGHTS = (0.2, 0.4, 0.6, 0.8)  # of general; the rest is the domain's
 TARGET_DROP = 0.3
 BLOCK = 10  # windows drawn together: about one document of the domain (2500 tokens)
@@ -49,19 +52,21 @@ def compare(
     return rows
 
 
-def agreement(measured: dict[str, Any], points: list[Point], windows: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    """Largest differences between what the executor says of a model and what measure.py finds, nats per token."""
-    runs = [
-        abs(run["losses"][name] - run["losses_again"][name])
-        for run in measured["runs"]
-        for name in ("general", "domain")
-    ]
+def agreement(measured: dict[str, Any], windows: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Largest differences between what the executor says of a model and what measure.py finds, nats per token.
+
+    A run evaluates VALIDATION_TOKENS of a set, in windows that lie evenly over all of them.
+    """
+    evaluated, runs = np.arange(VALIDATION_TOKENS // SEQ_LEN), []
+    for run, name in itertools.product(measured["runs"], SETS):
+        losses = windows[f"{run['name']}/{name}"]
+        runs.append(abs(run["losses"][name] - float(losses[evaluated * len(losses) // len(evaluated)].mean())))
     soups = [
         abs(row["losses"][name] - float(windows[f"{soup_name(soup['run'], row['coefficient'])}/{name}"].mean()))
         for soup in measured["soups"]
         for row in soup["table"]
         if row["coefficient"] == soup["chosen"]
-        for name in ("general", "domain")
+        for name in SETS
     ]
     return {"runs": max(runs), "soups": max(soups), "compared": len(runs) + len(soups)}
 
@@ -72,7 +77,7 @@ def steps_to_target(curves: Path) -> dict[str, int]:
     for name, curve in read_curve_directory(curves).items():
         loss = curve.losses["domain"]
         reached = np.flatnonzero(1.0 - np.exp(loss - loss[0]) > TARGET_DROP)
-        if curve.phase == "cpt" and len(reached):
+        if curve.record.phase == "cpt" and len(reached):
             found[name] = int(curve.steps[reached[0]])
     return found
 
@@ -128,7 +133,7 @@ def markdown(points: list[Point], results: dict[str, Any]) -> str:
     lines += [
         "",
         f"Executor against measure.py, largest of {agreed['compared']} differences: {agreed['runs']:.1e} nats "
-        f"(runs, bf16, the windows of the run), {agreed['soups']:.1e} (soups, fp32, all windows).",
+        f"(runs: bf16 against fp32, on the windows of the run), {agreed['soups']:.1e} (soups: both fp32, all windows).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -157,7 +162,7 @@ def main(out: Path, draws: int) -> None:
         "comparison": compare(points, windows, noise, draws),
         "best_change": {m: {f"{w:g}": best_by_method(points, w)[m].change(w) for w in WEIGHTS} for m in methods},
         "dominance": dominance(points),
-        "agreement": agreement(measured, points, windows),
+        "agreement": agreement(measured, windows),
         "steps_to_target": steps_to_target(HERE / "curves"),
     }
     write_json(out / "results.json", results)

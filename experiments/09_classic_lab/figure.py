@@ -20,7 +20,7 @@ LABELS = {
     "ramp": "replay 50 to 10 %",
     "lora": "LoRA",
     "soup-pure": "soup of base and pure CPT",
-    "soup-replay5": "soup of base and replay 5 %",
+    "soup-replay30": "soup of base and replay 30 %",
     "ewc": "EWC",
     "l2": "L2 anchor",
     "freeze": "embedding frozen",
@@ -79,6 +79,6 @@ def _draw_choice(axis: plt.Axes, points: Sequence[Point], weights: Sequence[floa
             behind = [at[kind].change(w) - low for at, low, w in zip(best, least, grid, strict=True)]
             axis.plot(grid, behind, color=STYLES[kind][0], label=label, linewidth=1.4)
     axis.set_xlabel("weight of general")
-    axis.set_ylabel("best weighted loss of the method behind the best of all, nats per token")
+    axis.set_ylabel("nats behind the best of all, weighted loss")
     axis.set_ylim(bottom=-0.005)
     axis.grid(alpha=0.25)

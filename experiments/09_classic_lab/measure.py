@@ -17,23 +17,20 @@ from transformers import AutoModelForCausalLM
 ROWS = 8  # windows of one forward pass
 
 
-def window_losses(
-    model_dir: Path, shard: Path, seq_len: int, *, windows: int | None = None, bf16: bool = False
-) -> NDArray[np.float64]:
-    """Mean loss of every window of a validation shard, nats per token, shape (windows,).
+def window_losses(model_dir: Path, shard: Path, seq_len: int) -> NDArray[np.float64]:
+    """Mean loss of every window of a validation shard in fp32, nats per token, shape (windows,).
 
     A window predicts seq_len tokens from those before them; the next one starts where it ends.
-    Args:      shard: directory with validation.bin and validation.json. windows: only the first ones; None: all.
-               bf16: compute as the runs did (autocast); else in fp32.
+    Args:      shard: directory with validation.bin and validation.json.
     """
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     index = json.loads((shard / "validation.json").read_text(encoding="utf-8"))
     tokens = torch.from_numpy(np.fromfile(shard / "validation.bin", dtype=index["dtype"]).astype(np.int64))
-    rows = tokens.unfold(0, seq_len + 1, seq_len)[:windows]
+    rows = tokens.unfold(0, seq_len + 1, seq_len)
     losses = []
     for batch in rows.split(ROWS):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = model(batch[:, :-1]).logits.float()
+        with torch.no_grad():
+            logits = model(batch[:, :-1]).logits
         losses.append(cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none").double().mean(1))
     return torch.cat(losses).numpy()
 

@@ -1,7 +1,7 @@
 """The runs of the classic lab: one base, one length, seven ways of adapting it.
 
-Every method has its own small sweep: three peak rates for those that train the weights freely or as adapters (a
-tenfold span, around ten times higher for LoRA), two or three strengths at one rate for the pulls back to the start.
+Every method has its own small sweep: two or three peak rates (LoRA's three to ten times higher, at two ranks), for EWC
+two strengths and two rates. L2, the frozen embedding and the ramp were tried once.
 """
 
 from __future__ import annotations
@@ -73,14 +73,16 @@ RUNS = (
     _pulled("l2", 0.1, 1e-3),
     _replay(5, 3e-3),
     _lora(8, 3e-2),
+    _lora(64, 3e-3),
+    _lora(64, 1e-2),
     _pulled("ewc", 30.0, 1e-3),
     _replay(30, 3e-3, seed=2),
     _pure(1e-3, seed=2),
-    _pulled("ewc", 3.0, 3e-3),
-    _pulled("l2", 1.0, 1e-3),
-    _lora(32, 3e-3),
+    _pulled("ewc", 30.0, 3e-3),
 )
 """In the order in which they are trained."""
+SOUPS = ("pure-lr1e-3", "pure-lr3e-3", "replay30-lr3e-3")
+"""Runs whose ends are averaged with the base."""
 
 
 def spec_of(run: Run, lab: Path) -> RunSpec:
@@ -111,6 +113,3 @@ def spec_of(run: Run, lab: Path) -> RunSpec:
         parent="base",
         parent_step=1200,
     )
-
-
-SOUPS = ("pure-lr1e-3", "pure-lr3e-3", "replay30-lr3e-3")

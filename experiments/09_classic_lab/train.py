@@ -1,7 +1,7 @@
 """Train and measure the classic lab through the executor: python train.py LAB OUT; the same command goes on.
 
 LAB is the finished campaign of experiments/04_curve_set (`train.py prose_code LAB`): its corpora and base are read.
-25 runs of 150 steps, one at a time in one thread (about 10 minutes of one free core), soups of some of them with the
+23 runs of 150 steps, one at a time in one thread (about 10 minutes of one free core), soups of some of them with the
 base, and the losses of every export by measure.py. Curves go to curves/ beside this file, the rest to measured.json
 and windows.npz (loss of every validation window), from which analyse.py answers.
 """
@@ -22,7 +22,7 @@ import torch
 from measure import num_trained, window_losses
 from numpy.typing import NDArray
 from points import soup_name
-from runs import BASE, BATCH_TOKENS, RUNS, SEQ_LEN, SOUPS, STEPS, VALIDATION_TOKENS, WARMUP, Run, spec_of
+from runs import BASE, BATCH_TOKENS, RUNS, SEQ_LEN, SOUPS, STEPS, WARMUP, Run, spec_of
 
 from cptplan import campaign, stages
 from cptplan.console import Screen
@@ -75,13 +75,9 @@ def step_seconds(run_dir: Path) -> float:
 
 
 def about(run: Run, lab: Path, out: Path) -> dict[str, Any]:
-    """Settings and cost of a run, and its last losses as it logged them and as measure.py finds them."""
-    run_dir, windows = out / "runs" / run.name, VALIDATION_TOKENS // SEQ_LEN
+    """Settings and cost of a run, and its last losses as it logged them, on its own windows."""
+    run_dir = out / "runs" / run.name
     result, spec = read_json(run_dir / "result.json"), spec_of(run, lab)
-    again = {
-        each: float(window_losses(run_dir / EXPORT, lab / "data" / each, SEQ_LEN, windows=windows, bf16=True).mean())
-        for each in SETS
-    }
     return {
         "name": run.name,
         "method": run.method,
@@ -93,7 +89,6 @@ def about(run: Run, lab: Path, out: Path) -> dict[str, Any]:
         "num_params_total": result["num_params_total"],
         "step_seconds": round(step_seconds(run_dir), 4),
         "losses": {each: result["losses"][each] for each in SETS},
-        "losses_again": again,
     }
 
 
