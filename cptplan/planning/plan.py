@@ -112,6 +112,8 @@ class FrontPoint(Contract):
 
     peak_lr: float
     replay_ratio: float
+    """At the first step, and at all of them without end_replay."""
+    end_replay: float | None = None
     total_steps: int
     kind: ScheduleKind
     decay_share: float

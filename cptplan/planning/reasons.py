@@ -229,6 +229,7 @@ def _front_point(knobs: Knobs, domain: str, forecaster: Forecaster) -> FrontPoin
     return FrontPoint(
         peak_lr=knobs.peak_lr,
         replay_ratio=knobs.replay_ratio,
+        end_replay=knobs.end_replay,
         total_steps=knobs.total_steps,
         kind=knobs.kind,
         decay_share=knobs.decay_share,

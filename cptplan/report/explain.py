@@ -124,7 +124,7 @@ def percent(share: float) -> str:
     return f"{100.0 * share:.3g}%"
 
 
-def replay_words(run: PlannedRun) -> str:
+def replay_words(run: PlannedRun | FrontPoint) -> str:
     """The replay ratio, or where it starts and ends."""
     return percent(run.replay_ratio) + ("" if run.end_replay is None else f" to {percent(run.end_replay)}")
 
@@ -197,10 +197,10 @@ def pareto_of(plan: Plan, directory: Path, project: Project, workspace: Workspac
         usd = None if rates is None else price(project, rates, tokens).price_usd
         return f"{in_words(tokens)} tokens" + ("" if usd is None else f", {usd:,.3g} USD")
 
-    def point(run: PlannedRun | FrontPoint, replay: str, general: Expected, domain: Expected) -> ParetoPoint:
+    def point(run: PlannedRun | FrontPoint, general: Expected, domain: Expected) -> ParetoPoint:
         return ParetoPoint(
             peak_lr=run.peak_lr,
-            replay_ratio=replay,
+            replay_ratio=replay_words(run),
             total_steps=run.total_steps,
             decay=_decay(run.kind, run.decay_share),
             start=run.start,
@@ -216,12 +216,11 @@ def pareto_of(plan: Plan, directory: Path, project: Project, workspace: Workspac
     domain = next(name for name in plan.chosen.losses if name != "general")
 
     def planned(run: PlannedRun) -> ParetoPoint:
-        return point(run, replay_words(run), run.losses["general"], run.losses[domain])
+        return point(run, run.losses["general"], run.losses[domain])
 
     lines = _lines_of_csv(directory / PARETO_CSV)
     if not lines:
-        at_start = " at the start" if project.search.curriculum else ""  # of a ramp a front point keeps no end
-        own = tuple(point(p, percent(p.replay_ratio) + at_start, p.general, p.domain) for p in plan.pareto)
+        own = tuple(point(p, p.general, p.domain) for p in plan.pareto)
         lines = (ParetoLine(label=f"Up to {cost(plan.budget_tokens // plan.batch_tokens)}", points=own),)
     return ParetoFront(lines=lines, chosen=planned(plan.chosen), rule_of_thumb=planned(plan.rule_of_thumb))
 

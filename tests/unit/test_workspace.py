@@ -49,7 +49,9 @@ def test_claim_is_taken_once_and_found_again(workspace, project_of):
 )
 def test_what_may_change_in_a_campaign(workspace, project_of, override):
     workspace.claim(project_of())
+    before = (workspace.root / "campaign.json").read_bytes()
     workspace.claim(project_of(override))
+    assert (workspace.root / "campaign.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
