@@ -80,7 +80,7 @@ def _cpt(law: Law, p: Named, c: Named, run: RunHistory, step: int) -> float:
     loss += c["B"] * _amplitude(law, p, share) * (1 - (1 + p["E"] * clock) ** -p["beta"])
     if repeats:
         after = passes[step] if step < len(passes) else 2 * passes[-1] - passes[-2]
-        loss += c["O"] * log(1 + max(after - 1.0, 0.0))
+        loss += c["O"] * max(after - 1.0, 0.0) ** 2
     if "T" in p and 0 < step <= 7 * p["T"]:
         loss += c["D"] * own[-1] ** 0.5 * share * exp(-step / p["T"])
     return loss

@@ -33,6 +33,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Side = Literal["general", "domain"]
 
+HARM_POWER = 2.0  # of the passes beyond the first; measured: reports/decisions/0010
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CptForm:
@@ -46,7 +48,7 @@ class CptForm:
     open_start: bool = False
     """Pre-training is unknown: its forward area S_pt is estimated (arXiv:2505.07796, section 6), not interpreted."""
     repetition: bool = False
-    """Repeated domain tokens count less in the domain's clock (arXiv:2305.16264), and may harm."""
+    """Repeated domain tokens count less in the domain's clock (arXiv:2305.16264), and harm by O (passes - 1)^2."""
     undo: bool = False
     """The rate's way to its first peak counts with pre-training's annealing, C1: re-warming undoes it. Else with C2."""
     transient: bool = False
@@ -152,7 +154,7 @@ class CptLaw(LawBase):
         if self.jumps:
             self.terms += (Term(name="D", meaning="size of the first jump of general loss, nats", sign=1),)
         if self.repeats:
-            self.terms += (Term(name="O", meaning="harm of passes over the same domain tokens, nats", sign=1),)
+            self.terms += (Term(name="O", meaning="harm of one pass more over the same domain tokens, nats", sign=1),)
         if self.form.sizes:
             self.terms += (Term(name="F", meaning="size of the base loss that more parameters remove, nats", sign=1),)
 
@@ -220,7 +222,7 @@ class CptLaw(LawBase):
         if history.phase == "cpt":
             shift, shift_slopes = self._shift(p, grid, steps)
             slopes.update({("B", name): slope for name, slope in shift_slopes.items()})
-            harm = np.log1p(grid.at(steps, grid.extra_passes))
+            harm = grid.at(steps, grid.extra_passes) ** HARM_POWER
         columns = [np.ones(len(steps)), base, -before * scale["C1"], -own * scale["C2"], shift]
         if self.jumps:
             jump = self._jump(p["T"], grid, steps) if history.phase == "cpt" else np.zeros(len(steps))

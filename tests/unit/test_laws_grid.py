@@ -242,7 +242,7 @@ def exact_cpt_loss(law: CptLaw, run: RunHistory, steps: np.ndarray) -> np.ndarra
         loss += c["D"] * np.sqrt(np.concatenate([[0.0], rate])[steps]) * mean * np.exp(-steps / p["T"])
     if "O" in c:
         passes = np.append(run.domain_passes, 2 * run.domain_passes[-1] - run.domain_passes[-2])
-        loss += c["O"] * np.log1p(np.maximum(passes[steps] - 1, 0))
+        loss += c["O"] * np.maximum(passes[steps] - 1, 0) ** 2
     return loss
 
 
