@@ -73,7 +73,7 @@ def claims(folder: Path) -> list[Claim]:
 def section(folder: Path) -> str:
     """One question with the first paragraph of its answer, and its figure."""
     title = (folder / "README.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-    answer = paragraph(folder, "Answer").split("\n\n")[0].split("\n- ")[0].split("\n| ")[0]
+    answer = re.sub(r"^\(20.*?\)[.:] +", "", paragraph(folder, "Answer").split("\n\n")[0], flags=re.DOTALL)
     lines = [f"## {title}", "", f"*{paragraph(folder, 'Question')}*", "", f"{answer} More: {link(folder)}."]
     if (folder / "figure.png").exists():
         lines += ["", f"![{title}](../experiments/{folder.name}/figure.png)"]
