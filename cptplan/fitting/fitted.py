@@ -241,12 +241,15 @@ def averaged(forms: Sequence[Form], history: RunHistory, steps: IntArray) -> tup
     return mean, np.vstack([*within, *([between] if len(forms) > 1 else [])])
 
 
-def reach_of(forms: Sequence[Form], data: Sequence[Observations]) -> Reach | None:
+def reach_of(forms: Sequence[Form], data: Sequence[Observations], held_out_error: float) -> Reach | None:
     """What an average of forms errs in doubling the length: it is fitted to the first halves and predicts the ends.
 
-    sqrt(mean of e^2 - s^2), at least 0, over the curves that judge: e the relative error at the end, s the relative
-    spread that the first halves themselves give, which an interval has already. None when no curve has points in its
-    first half.
+    mean of e^2 - s^2, at least 0, over the curves that judge: e the relative error at the end, s the relative spread
+    that the first halves themselves give, which an interval has already. These ends share one fit, so together they
+    are hardly more than one draw: the variance is the mean of theirs and of what the law misses on left-out curves,
+    which stands for what one expects of it before looking (reports/decisions/0008). None when no curve has points in
+    its first half.
+    Args:      held_out_error: relative, such as FittedLaw.discrepancy.
     """
     judges = targets(data)
     judged = {id(one) for one in judges}
@@ -259,7 +262,7 @@ def reach_of(forms: Sequence[Form], data: Sequence[Observations]) -> Reach | Non
         mean, spread = averaged(early, one.history, one.steps[-1:])
         excess.append(float((mean[0] / one.loss[-1] - 1.0) ** 2 - np.sum(np.square(spread / mean))))
     longest = max(judges, key=lambda one: int(one.steps[-1]))
-    error = float(np.sqrt(max(float(np.mean(excess)), 0.0)))
+    error = float(np.sqrt(0.5 * (max(float(np.mean(excess)), 0.0) + held_out_error**2)))
     return Reach(phase=longest.history.phase, steps=int(longest.steps[-1]), doubling_error=error)
 
 

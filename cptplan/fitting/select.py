@@ -154,7 +154,7 @@ def select_law(
         support=support,
         noise=point_noise(first.law, first.best, data),
     )
-    fitted = replace(fitted, reach=reach_of(fitted.forms, data))
+    fitted = replace(fitted, reach=reach_of(fitted.forms, data, fitted.discrepancy))
     return Selection(
         fitted=fitted,
         candidates=tuple(

@@ -204,15 +204,17 @@ def test_average_has_the_mean_and_the_covariance_of_its_forms(fitted: FittedLaw)
 
 def test_reach_is_the_error_from_half_pilots_to_whole_ones() -> None:
     """Curves that turn up in their second half, which no first half can tell: the law misses by that much."""
-    clean, data = reach_of(fit(campaign()).forms, campaign()), campaign()
+    clean, data = reach_of(fit(campaign()).forms, campaign(), 0.002), campaign()
     bent = [
         d if d.history.phase == "pretrain" else replace(d, loss=d.loss * (1 + 0.04 * (d.steps > 0.5 * d.steps[-1])))
         for d in data
     ]
-    found = reach_of(fit(data).forms, bent)
+    found, wary = (reach_of(fit(data).forms, bent, held_out) for held_out in (0.0, 0.05))
     assert (found.phase, found.steps) == ("cpt", 150)
     assert clean.doubling_error < 0.005  # the law is right: what it misses, its own spread explains
-    assert found.doubling_error == pytest.approx(0.04 / 1.04, rel=0.15)
+    # the mean of two variances: that of the ends, and that of left-out curves
+    assert found.doubling_error == pytest.approx(0.04 / 1.04 / np.sqrt(2), rel=0.15)
+    assert wary.doubling_error**2 - found.doubling_error**2 == pytest.approx(0.05**2 / 2, rel=1e-9)
 
 
 def test_reach_widens_runs_beyond_the_curves_by_doublings(fitted: FittedLaw) -> None:
