@@ -208,7 +208,7 @@ def _warnings(knobs: Knobs, rule: Knobs, space: Space, project: Project, forecas
         said = ", ".join(f"{error:.1%} of loss_{name}" for name, error in errors.items())
         found.append(
             f"The run is {ratio:.1f} times as long as the pilots; intervals are widened for it"
-            + (f": from half pilots to whole ones the law missed {said}." if said else ".")
+            + (f": for every doubling by {said} (one standard deviation)." if said else ".")
         )
     if ratio > CHECKED_LENGTH:
         found.append(

@@ -356,7 +356,7 @@ def test_run_far_longer_than_the_pilots_is_marked(tmp_path):
     plan = plan_with(tmp_path, f"budget.tokens={steps * project.pilot.batch_tokens}", laws=longer)
     assert plan.chosen.total_steps > 8 * project.pilot.total_steps
     text = " ".join(plan.warnings)
-    assert "from half pilots to whole ones the law missed 1.2% of loss_general, 1.2% of loss_domain" in text
+    assert "for every doubling by 1.2% of loss_general, 1.2% of loss_domain (one standard deviation)" in text
     assert "Intervals were checked on runs up to 8 times" in text
 
 
