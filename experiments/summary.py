@@ -171,10 +171,15 @@ def budget(results: dict[str, Any]) -> Iterator[Claim]:
 
 def watched(results: dict[str, Any]) -> Iterator[Claim]:
     """11: false alarms and faults found."""
-    healthy = [row for row in results["healthy"] if row["place"] == "inside"]
-    alarms, runs = (sum(row["alarmed"][key] for row in healthy) for key in ("hits", "of"))
-    verdict = held(alarms <= 0.05 * runs)
-    yield Claim("watch alarms on healthy runs inside the pilots' span", "<= 5 %", f"{alarms} of {runs}", verdict)
+    inside = [row for row in results["healthy"] if row["place"] in ("inside", "all")]
+    counts = {
+        kind: [sum(row["alarmed"][key] for row in inside if (row["source"] == "virtual") == virtual) for key in KEYS]
+        for kind, virtual in (("real", False), ("virtual", True))
+    }
+    said = ", ".join(f"{alarms} of {runs} {kind} runs" for kind, (alarms, runs) in counts.items())
+    alarms, runs = counts["real"]
+    verdict = held(alarms <= ALARMS * runs) + (f" by {alarms / runs - ALARMS:.1%}" if alarms > ALARMS * runs else "")
+    yield Claim("watch alarms on healthy runs inside the pilots' span", f"<= {ALARMS:.0%}", said, verdict)
     for source in dict.fromkeys(row["source"] for row in results["sick"]):
         found = [(row["fault"], row["found"]) for row in results["sick"] if row["source"] == source]
         said = ", ".join(f"{fault} {count['hits']} of {count['of']}" for fault, count in found)
@@ -188,6 +193,8 @@ def paper(results: dict[str, Any]) -> Iterator[Claim]:
     yield Claim("arXiv:2505.07796 comes back from its printed parameters", "", said)
 
 
+KEYS = ("hits", "of")
+ALARMS = 0.05
 FRESH = ("grid", "half", "schedules", "longer", "long")
 """Groups of 04 that read no token twice and stay within what pilots tried."""
 OWN = ("cptplan fit", "cpt-published", "combination of general and domain")
