@@ -59,7 +59,8 @@ def write_record(name: str, goals: list[Goal], results: dict[str, Any]) -> None:
 
 def _tidy(argument: str) -> str:
     """An argument without the places of one machine."""
-    return "DIR" if Path(argument).is_dir() else argument
+    path = Path(argument)
+    return "DIR" if path.is_dir() else "FILE" if path.is_absolute() else argument
 
 
 def machine() -> dict[str, Any]:
