@@ -89,7 +89,9 @@ def run_facts(curves: Mapping[str, LossCurve]) -> dict[str, dict[str, Any]]:
 def study(lab: str, curves: Mapping[str, LossCurve], results: dict[str, Any], *, fast: bool) -> None:
     """Everything about one lab, appended to the results."""
     seen = {name: curve for name, curve in curves.items() if is_seen(name)}
-    unseen = [curve for name, curve in curves.items() if not is_seen(name)][: FAST_RUNS if fast else None]
+    unseen = [curve for name, curve in curves.items() if not is_seen(name)]
+    if fast:
+        unseen = [curve for curve in unseen if group_of(curve.name) in COUNTED][:FAST_RUNS]
     same_batch = [curve for curve in unseen if group_of(curve.name) != "batch"]
     counted = [curve for curve in unseen if group_of(curve.name) in COUNTED]
     sets = sets_of(seen)[: 1 if fast else None]
