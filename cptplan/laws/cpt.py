@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cptplan.errors import CurveError
-from cptplan.laws.grid import Grid, clock_sums, forward_sums, grid_of, momentum_sums
+from cptplan.laws.grid import Grid, clock_sums, forward_sums, grid_of, momentum_sums, rewarming_sums
 from cptplan.laws.history import RunHistory
 from cptplan.laws.protocol import Columns, LawBase, Parameter, Term
 
@@ -207,7 +207,7 @@ class CptLaw(LawBase):
         before, before_slope = grid.at(steps, momentum.before), grid.at(steps, momentum.before_slope)
         own, own_slope = grid.at(steps, momentum.own), grid.at(steps, momentum.own_slope)
         if self.form.undo and history.phase == "cpt":
-            rewarm, rewarm_slope = grid.at(steps, momentum.rewarm), grid.at(steps, momentum.rewarm_slope)
+            rewarm, rewarm_slope = (grid.at(steps, part) for part in rewarming_sums(grid, p["forgetting_time"]))
             before, own = before + rewarm, own - rewarm
             before_slope, own_slope = before_slope + rewarm_slope, own_slope - rewarm_slope
         if history.phase == "pretrain":

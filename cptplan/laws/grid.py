@@ -193,9 +193,6 @@ class Momentum:
     before_slope: FloatArray
     own: FloatArray
     own_slope: FloatArray
-    rewarm: FloatArray
-    """What of own comes from the rate's way to its first peak: below 0 where it rises."""
-    rewarm_slope: FloatArray
 
 
 @lru_cache(maxsize=128)
@@ -214,16 +211,19 @@ def momentum_sums(grid: Grid, time: float) -> Momentum:
     fading = decay**elapsed
     per_log_time = 1.0 / time  # d lambda / d log time
     own, own_slope = _paid(grid.drops, decay, grid.own, per_log_time)
-    fallen = np.cumsum(grid.own.lr < (1.0 - FALLEN) * np.maximum.accumulate(grid.own.lr)) > 0
-    rewarm, rewarm_slope = _paid(np.where(fallen, 0.0, grid.drops), decay, grid.own, per_log_time)
     return Momentum(
         before=total - left * fading,
         before_slope=-(left_slope * fading + left * elapsed * fading / decay) * per_log_time,
         own=own,
         own_slope=own_slope,
-        rewarm=rewarm,
-        rewarm_slope=rewarm_slope,
     )
+
+
+@lru_cache(maxsize=128)
+def rewarming_sums(grid: Grid, time: float) -> tuple[FloatArray, FloatArray]:
+    """What of Momentum.own comes from the rate's way to its first peak, below 0 where it rises, and its slope."""
+    fallen = np.cumsum(grid.own.lr < (1.0 - FALLEN) * np.maximum.accumulate(grid.own.lr)) > 0
+    return _paid(np.where(fallen, 0.0, grid.drops), 1.0 - 1.0 / time, grid.own, 1.0 / time)
 
 
 def _paid(drops: FloatArray, decay: float, blocks: Blocks, per_log_time: float) -> tuple[FloatArray, FloatArray]:

@@ -14,11 +14,13 @@ from cptplan.laws.cpt import CptForm, CptLaw
 from cptplan.laws.grid import (
     MAX_BLOCKS,
     MAX_DROPS,
+    Grid,
     cut,
     forward_sums,
     grid_of,
     grouped_drops,
     momentum_sums,
+    rewarming_sums,
 )
 from cptplan.laws.history import RunHistory
 from cptplan.laws.pretraining import SOURCE_POWER, AnnealingLaw, FslLaw, MultiPowerLaw, PowerLaw
@@ -103,13 +105,18 @@ def test_what_pretraining_in_blocks_fell_last_is_paid_too() -> None:
     assert sums.before[-1] == pytest.approx(exact[-1], abs=2e-4)
 
 
-@pytest.mark.parametrize("name", ["own", "before", "rewarm"])
+@pytest.mark.parametrize("name", ["own", "before", "rewarming"])
 def test_slope_of_annealing_is_its_difference_in_log_time(name: str) -> None:
+    def sums(grid: Grid, time: float) -> tuple[np.ndarray, np.ndarray]:
+        if name == "rewarming":
+            return rewarming_sums(grid, time)
+        found = momentum_sums(grid, time)
+        return getattr(found, name), getattr(found, f"{name}_slope")
+
     for steps in (300, 30_000):
         grid = grid_of(cpt_run(wsd(steps, peak=0.5, warmup=20, decay=steps // 3), 0.0, wsd(steps, 1.0, 20, 50)), 1.0)
-        low, high = (getattr(momentum_sums(grid, 200.0 * np.exp(d)), name) for d in (-1e-5, 1e-5))
-        slope = getattr(momentum_sums(grid, 200.0), f"{name}_slope")
-        np.testing.assert_allclose(slope, (high - low) / 2e-5, rtol=1e-6, atol=1e-9)
+        low, high = (sums(grid, 200.0 * np.exp(d))[0] for d in (-1e-5, 1e-5))
+        np.testing.assert_allclose(sums(grid, 200.0)[1], (high - low) / 2e-5, rtol=1e-6, atol=1e-9)
 
 
 def test_few_falls_are_kept_and_many_are_grouped() -> None:
