@@ -194,7 +194,7 @@ def paper(results: dict[str, Any]) -> Iterator[Claim]:
 KEYS = ("hits", "of")
 ALARMS = 0.05
 FRESH = ("grid", "half", "schedules", "longer", "long")
-"""Groups of 04 that read no token twice and stay within what pilots tried."""
+"""Groups of 04 that read no token twice, at rates and ratios that pilots spanned; as 06 counts them."""
 OWN = ("cptplan fit", "cpt-published", "combination of general and domain")
 """Contenders of 06 that are no rivals, or have a number of their own in the row."""
 CLAIMS: dict[str, Callable[[dict[str, Any]], Iterator[Claim]]] = {

@@ -18,6 +18,7 @@ from cptplan.laws.history import RunHistory
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 MAX_BLOCKS = 4096  # measured: losses of 40,000-step runs move by 1e-4 of themselves at most, 1e-6 in the median
 MAX_DROPS = 160  # measured: with 160 groups the gain of a cosine is within 2e-5 of the whole sum
@@ -185,6 +186,11 @@ def _powers(blocks: Blocks, power: float) -> tuple[FloatArray, FloatArray]:
 FALLEN = 1e-3  # assumed: a rate this far under its highest so far has passed its peak; less is rounding of logged rates
 
 
+def before_first_fall(lr: FloatArray) -> BoolArray:
+    """Where the rate is on its way to its first peak or stays there, shape of lr; the first value is True."""
+    return ~np.logical_or.accumulate(lr < (1.0 - FALLEN) * np.maximum.accumulate(lr))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Momentum:
     """Annealing gain of the momentum form at the block edges, and its derivative with respect to log time."""
@@ -222,8 +228,7 @@ def momentum_sums(grid: Grid, time: float) -> Momentum:
 @lru_cache(maxsize=128)
 def rewarming_sums(grid: Grid, time: float) -> tuple[FloatArray, FloatArray]:
     """What of Momentum.own comes from the rate's way to its first peak, below 0 where it rises, and its slope."""
-    fallen = np.cumsum(grid.own.lr < (1.0 - FALLEN) * np.maximum.accumulate(grid.own.lr)) > 0
-    return _paid(np.where(fallen, 0.0, grid.drops), 1.0 - 1.0 / time, grid.own, 1.0 / time)
+    return _paid(np.where(before_first_fall(grid.own.lr), grid.drops, 0.0), 1.0 - 1.0 / time, grid.own, 1.0 / time)
 
 
 def _paid(drops: FloatArray, decay: float, blocks: Blocks, per_log_time: float) -> tuple[FloatArray, FloatArray]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cptplan.laws.cpt import CptLaw
-from cptplan.laws.grid import FALLEN
+from cptplan.laws.grid import before_first_fall
 from cptplan.laws.history import RunHistory
 from cptplan.simulation.known_law import LossModel
 
@@ -47,8 +47,7 @@ class LimitLaw:
             "C2": history.previous_lr - float(history.lr[-1]),
         }
         if self.law.form.undo:
-            fallen = np.flatnonzero(history.lr < (1.0 - FALLEN) * np.maximum.accumulate(history.lr))
-            rewarm = history.previous_lr - float(history.lr[: fallen[0] if len(fallen) else None][-1])
+            rewarm = history.previous_lr - float(history.lr[before_first_fall(history.lr)][-1])
             falls = {"C1": falls["C1"] + rewarm, "C2": falls["C2"] - rewarm}
         size = history.num_params / 1e6 if self.law.form.sizes and history.num_params else 1.0
         given = dict(zip(names, values.tolist(), strict=True))

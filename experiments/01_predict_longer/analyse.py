@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import matplotlib as mpl
@@ -28,7 +29,7 @@ def is_test(name: str) -> bool:
     return name.startswith("long-") or name in {"final", "rule-of-thumb"}
 
 
-def main() -> None:
+def main(out: Path) -> None:
     """Fit to pilots and pre-training, predict the long runs."""
     curves = read_curve_directory(HERE / "curves")
     seen = {name: curve for name, curve in curves.items() if not is_test(name)}
@@ -36,9 +37,9 @@ def main() -> None:
     laws = {name: select_law(seen, name, name).fitted for name in SETS}
     rows = [row for name in SETS for row in held_out_rows(name, laws[name], tests, curves)]
     variants = [row for name in SETS for row in variant_rows(name, seen, tests, curves)]
-    write_json(HERE / "results.json", {"schema_version": 1, "long_runs": rows, "variants": variants})
-    write_text(HERE / "results.md", markdown(rows, variants))
-    draw(laws, tests, curves)
+    write_json(out / "results.json", {"schema_version": 1, "long_runs": rows, "variants": variants})
+    write_text(out / "results.md", markdown(rows, variants))
+    draw(laws, tests, curves, out / "figure.png")
 
 
 def held_out_rows(
@@ -121,7 +122,7 @@ def markdown(rows: list[dict], variants: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(laws: dict[str, FittedLaw], tests: dict[str, LossCurve], curves: dict[str, LossCurve]) -> None:
+def draw(laws: dict[str, FittedLaw], tests: dict[str, LossCurve], curves: dict[str, LossCurve], path: Path) -> None:
     """Measured over predicted, one row of panels for each set."""
     figure, axes = plt.subplots(len(SETS), len(tests), figsize=(2.1 * len(tests), 4.6), sharex=True, sharey="row")
     for row, name in zip(axes, SETS, strict=True):
@@ -136,9 +137,11 @@ def draw(laws: dict[str, FittedLaw], tests: dict[str, LossCurve], curves: dict[s
         row[0].set_ylabel(f"loss_{name}, nats per token", fontsize=7)
     figure.supxlabel("optimiser step", fontsize=8)
     figure.tight_layout()
-    figure.savefig(HERE / "figure.png", dpi=160)
+    figure.savefig(path, dpi=160)
     plt.close(figure)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE, help="where the results go; default: beside this file")
+    main(parser.parse_args().out)

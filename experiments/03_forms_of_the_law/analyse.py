@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,13 @@ def is_test(name: str) -> bool:
     return name.startswith(("long-", "l")) or name in {"final", "rule-of-thumb"}
 
 
-def main() -> None:
+def main(out: Path) -> None:
     """Every form with every length of the part that is left out, and what cptplan fit chooses with its interval."""
     campaigns = {name: read_curve_directory(path) for name, path in CAMPAIGNS.items()}
     forms = [row for s in SETS for form in FORMS[s] for w in WARMUPS if (row := form_row(s, form, w, campaigns))]
     chosen = [row for set_name in SETS for name in campaigns for row in chosen_rows(set_name, name, campaigns[name])]
-    write_json(HERE / "results.json", {"schema_version": 1, "forms": forms, "chosen": chosen})
-    write_text(HERE / "results.md", markdown(forms, chosen))
+    write_json(out / "results.json", {"schema_version": 1, "forms": forms, "chosen": chosen})
+    write_text(out / "results.md", markdown(forms, chosen))
 
 
 def form_row(
@@ -135,4 +136,6 @@ def markdown(forms: list[dict[str, Any]], chosen: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=HERE, help="where the results go; default: beside this file")
+    main(parser.parse_args().out)
